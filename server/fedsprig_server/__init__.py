@@ -1,0 +1,1 @@
+"""The server side: library, task runs, aggregation and the Flower ServerApp."""

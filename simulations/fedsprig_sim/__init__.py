@@ -1,0 +1,1 @@
+"""Simulations: scenarios, three runtimes, reports and benchmarks."""
