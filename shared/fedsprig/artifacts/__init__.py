@@ -1,0 +1,18 @@
+"""Artefacts: the container for arrays, durable files, digests. Nothing in here ever unpickles."""
+
+from fedsprig.artifacts.container import DEFAULT, Limits, pack, read_file, unpack, write_file
+from fedsprig.artifacts.digest import digest, state_digest
+from fedsprig.artifacts.files import read_bytes, write_bytes
+
+__all__ = [
+    "DEFAULT",
+    "Limits",
+    "digest",
+    "pack",
+    "read_bytes",
+    "read_file",
+    "state_digest",
+    "unpack",
+    "write_bytes",
+    "write_file",
+]
