@@ -1,7 +1,7 @@
-"""Named errors. A message is one line that says what is wrong and how to mend it; the exit code is stable.
+"""Named errors. A message is one line that says what is wrong and how to mend it.
 
-Exit codes are grouped: 10 models and plans, 20 data, 30 budgets, 40 artefacts, 50 updates and messages, 60 scenarios,
-70 library, 80 runs.
+The exit codes are stable and grouped: 10 models and plans, 20 data, 30 budgets, 40 artefacts,
+50 updates and messages, 60 scenarios, 70 library, 80 runs.
 """
 
 from __future__ import annotations
@@ -67,6 +67,12 @@ class LabelRangeError(DataError):
     """A label that no class has."""
 
     exit_code = 23
+
+
+class MissingSplitError(DataError):
+    """A data set without the split that was asked for."""
+
+    exit_code = 24
 
 
 class BudgetError(FedsprigError):
@@ -151,3 +157,15 @@ class RunError(FedsprigError):
     """A run that cannot start or go on."""
 
     exit_code = 80
+
+
+class TrainingError(RunError):
+    """Local training that cannot start: too few pictures, nothing to train, a bad setting."""
+
+    exit_code = 81
+
+
+class NonFiniteLossError(TrainingError):
+    """Local training that diverged."""
+
+    exit_code = 82
