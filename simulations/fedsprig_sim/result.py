@@ -1,0 +1,380 @@
+"""What a run found, as checked data: the file ``result.json``.
+
+Figures that follow from others (means over tasks, the last point of a curve) are computed, not stored twice: they are
+written for readers of the JSON and derived again when it is read.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, computed_field, model_validator
+
+from fedsprig.errors import ScenarioError
+from fedsprig_sim.sections import Name
+
+if TYPE_CHECKING:
+    from fedsprig.masks import Mask
+
+    from fedsprig.graph import GroupPlan
+
+ARMS = ("one_shot", "magnitude", "random", "full_finetune")
+ArmName = Literal["one_shot", "magnitude", "random", "full_finetune"]
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=0)]
+Seconds = Annotated[float, Field(ge=0)]
+Bits = Annotated[str, Field(pattern=r"^([0-9a-f]{2})+$")]
+
+
+class Record(BaseModel):
+    """A table of the result. What is computed is dropped on reading; what is unknown is refused."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_computed(cls, data: Any) -> Any:
+        if isinstance(data, dict):
+            return {k: v for k, v in data.items() if k not in cls.model_computed_fields}
+        return data
+
+
+class GroupKept(Record):
+    """One group of a mask."""
+
+    name: str
+    kind: Literal["inner", "stream", "heads"]
+    units: Annotated[int, Field(ge=1)]
+    bits: Bits
+    """The mask's units from the first to the last, packed into bytes with the highest bit first, in hexadecimal."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if len(self.bits) != 2 * -(-self.units // 8):
+            raise ValueError(
+                f"group {self.name} has {self.units} units, its bits have another number"
+            )
+        return self
+
+    @computed_field
+    @property
+    def kept(self) -> int:
+        """Number of units that are kept."""
+        return sum(self.unpack())
+
+    def unpack(self) -> list[bool]:
+        """One bool a unit; True is kept."""
+        packed = np.frombuffer(bytes.fromhex(self.bits), np.uint8)
+        return [bool(bit) for bit in np.unpackbits(packed, count=self.units)]
+
+
+class MaskRecord(Record):
+    """A task's mask for one budget, and the network that it cuts."""
+
+    budget: str
+    groups: tuple[GroupKept, ...]
+    parameters: Count
+    macs: Count
+    peak_bytes: Count
+    """Largest set of activations alive at once, for one picture."""
+
+    @classmethod
+    def of(
+        cls,
+        mask: Mask,
+        plan: GroupPlan,
+        *,
+        budget: str,
+        parameters: int,
+        macs: int,
+        peak_bytes: int,
+    ) -> MaskRecord:
+        """The record of a mask."""
+        return cls(
+            budget=budget,
+            groups=tuple(
+                GroupKept(
+                    name=group.name,
+                    kind=group.kind,
+                    units=group.units,
+                    bits=np.packbits(mask.groups[group.name]).tobytes().hex(),
+                )
+                for group in plan.groups
+            ),
+            parameters=parameters,
+            macs=macs,
+            peak_bytes=peak_bytes,
+        )
+
+    @computed_field
+    @property
+    def keep_units(self) -> float:
+        """Kept units over all units."""
+        return sum(g.kept for g in self.groups) / max(1, sum(g.units for g in self.groups))
+
+
+class Neighbour(Record):
+    """A library task that a new task drew from."""
+
+    name: str
+    similarity: float
+    weight: Share
+
+
+class Download(Record):
+    """Bytes that one device of a task receives, mean over its devices."""
+
+    probe: Count
+    """Probe network that describes the data."""
+    sub_network: Count
+    """Plan, mask and weights of the sub-network."""
+    rounds: Count
+    """Adapters of all rounds."""
+
+
+class ArmRecord(Record):
+    """One way to get a network for a task, and how it did."""
+
+    curve: Annotated[tuple[Share, ...], Field(min_length=1)]
+    """Accuracy right after the cut (of the uncut base for ``full_finetune``) and after every round, mean over devices."""
+    device_seconds: Seconds
+    """Training on one device, all rounds, mean over devices."""
+
+
+class DeviceRecord(Record):
+    """One device of a task."""
+
+    name: str
+    budget: str
+    pictures: Count
+    """Training pictures."""
+    accuracy: dict[ArmName, Share]
+    """After fine-tuning."""
+    update_bytes: Count
+    """Largest update."""
+    download_bytes: Count
+    """All that it received."""
+    seconds: Seconds
+    """Computing for the one-shot arm: describing, recalibrating, training, evaluating."""
+    rounds: Count
+    """Rounds that its update was part of."""
+
+
+class TaskRecord(Record):
+    """A new task."""
+
+    name: Name
+    data: str
+    classes: tuple[str, ...]
+    camera: str
+    note: str = ""
+    """A caveat to print beside every figure."""
+    device_records: Annotated[tuple[DeviceRecord, ...], Field(min_length=1)]
+    base_bytes: Count
+    """Weights of the whole base model in float32."""
+    base_macs: Count
+    base_parameters: Count
+    download: Download
+    neighbours: tuple[Neighbour, ...]
+    """Library tasks by falling weight."""
+    masks: Annotated[tuple[MaskRecord, ...], Field(min_length=1)]
+    """One for every budget that the task's devices have."""
+    arms: dict[ArmName, ArmRecord]
+    server_seconds: Seconds
+    """From the sketch to the finished sub-networks."""
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if "one_shot" not in self.arms:
+            raise ValueError(f"task {self.name} has no arm one_shot")
+        budgets = {mask.budget for mask in self.masks}
+        missing = {device.budget for device in self.device_records} - budgets
+        if missing:
+            raise ValueError(f"task {self.name} has no mask for budget {sorted(missing)[0]}")
+        return self
+
+    def mask(self, budget: str) -> MaskRecord:
+        """The mask of a budget that a device of this task has."""
+        return next(mask for mask in self.masks if mask.budget == budget)
+
+    def _device_mean(self, figure: str) -> float:
+        return statistics.fmean(
+            getattr(self.mask(device.budget), figure) for device in self.device_records
+        )
+
+    @computed_field
+    @property
+    def devices(self) -> int:
+        """Number of devices."""
+        return len(self.device_records)
+
+    @computed_field
+    @property
+    def keep_units(self) -> float:
+        """Kept units over all units, mean over devices."""
+        return self._device_mean("keep_units")
+
+    @computed_field
+    @property
+    def keep_macs(self) -> float:
+        """Multiply-accumulates over those of the base model, mean over devices."""
+        return self._device_mean("macs") / self.base_macs
+
+    @computed_field
+    @property
+    def keep_params(self) -> float:
+        """Parameters over those of the base model, mean over devices."""
+        return self._device_mean("parameters") / self.base_parameters
+
+    @computed_field
+    @property
+    def update_bytes(self) -> int:
+        """Largest update that a device of the task sent in one round."""
+        return max(device.update_bytes for device in self.device_records)
+
+    @computed_field
+    @property
+    def download_bytes(self) -> int:
+        """Bytes that one device received in all, mean over devices."""
+        return self.download.probe + self.download.sub_network + self.download.rounds
+
+    @computed_field
+    @property
+    def accuracy(self) -> dict[ArmName, float | None]:
+        """After fine-tuning, mean over devices, on pictures held out from all of them; None for an arm that was not run."""
+        return {arm: self.arms[arm].curve[-1] if arm in self.arms else None for arm in ARMS}
+
+    @computed_field
+    @property
+    def accuracy_after_cut(self) -> float:
+        """Of the one-shot sub-networks before any training, mean over devices."""
+        return self.arms["one_shot"].curve[0]
+
+    @computed_field
+    @property
+    def device_seconds(self) -> float:
+        """Computing on one device, mean over devices."""
+        return statistics.fmean(device.seconds for device in self.device_records)
+
+
+class LibraryRecord(Record):
+    """A task of the library that the run started with."""
+
+    name: str
+    data: str
+    classes: tuple[str, ...]
+    camera: str
+    accuracy: Share | None = None
+    """Of the base after fine-tuning on the task, before its units were scored."""
+
+
+class BaseRecord(Record):
+    """The base model."""
+
+    model: str
+    weights: str
+    digest: str
+    parameters: Count
+    macs: Count
+    bytes: Count
+    units: Count
+
+
+class Result(Record):
+    """A whole run."""
+
+    format: Literal[1] = 1
+    name: Name
+    seed: Count
+    seconds: Seconds
+    """Wall clock of the run, without installation."""
+    runtime: str
+    base: BaseRecord
+    library: tuple[LibraryRecord, ...]
+    tasks: Annotated[tuple[TaskRecord, ...], Field(min_length=1)]
+    scenario: dict[str, Any]
+    """The scenario as it was run (``Scenario.model_dump(mode="json")``)."""
+    versions: dict[str, str]
+    """Versions of fedsprig, Python and the libraries that the figures depend on."""
+
+    @model_validator(mode="after")
+    def _names_once(self) -> Self:
+        names = [task.name for task in self.tasks]
+        if len(set(names)) < len(names):
+            raise ValueError("two tasks have the same name")
+        return self
+
+    def mean_accuracy(self) -> dict[str, float]:
+        """Mean over the tasks for every arm that all of them have."""
+        return {
+            arm: statistics.fmean(task.arms[arm].curve[-1] for task in self.tasks)
+            for arm in ARMS
+            if all(arm in task.arms for task in self.tasks)
+        }
+
+    @computed_field
+    @property
+    def summary(self) -> dict[str, float]:
+        """Means over the tasks, and the largest update over the base model's bytes."""
+        tasks = self.tasks
+        return {
+            **{f"accuracy_{arm}": value for arm, value in self.mean_accuracy().items()},
+            "accuracy_after_cut": statistics.fmean(t.accuracy_after_cut for t in tasks),
+            "keep_macs": statistics.fmean(t.keep_macs for t in tasks),
+            "keep_params": statistics.fmean(t.keep_params for t in tasks),
+            "update_share": max(t.update_bytes / t.base_bytes for t in tasks),
+            "devices": float(sum(t.devices for t in tasks)),
+        }
+
+    def to_json(self) -> str:
+        """The result as indented JSON with a final newline."""
+        return json.dumps(self.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n"
+
+    def write(self, path: Path) -> None:
+        """Write the JSON so that a reader sees the old file or the whole new one."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".new")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(self.to_json())
+            Path(temporary).replace(path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+
+    @classmethod
+    def read(cls, path: Path) -> Result:
+        """Read and check a result.
+
+        Raises:
+            ScenarioError: The file is not there or is no result.
+        """
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except OSError as error:
+            raise ScenarioError(f"{path} cannot be read: {error.strerror}") from None
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            place = ".".join(str(part) for part in first["loc"])
+            raise ScenarioError(f"{path} is no result of a run: {place}: {first['msg']}") from None
+
+
+def versions(*distributions: str) -> Mapping[str, str]:
+    """Versions of Python and of the given distributions that are installed."""
+    import platform
+    from importlib import metadata
+
+    found = {"python": platform.python_version()}
+    for name in distributions:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,255 @@
+"""The sections of a scenario file: strict pydantic models, most of whose keys have a default.
+
+A key that no section has is refused, and so is a value of another type (``"3"`` is no number): a
+scenario that runs is a scenario that says what it means. ``fedsprig_sim.scenario`` puts the
+sections together and reads them from TOML.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    model_validator,
+)
+
+if TYPE_CHECKING:
+    from fedsprig.graph import GroupPlan
+    from fedsprig.masks import Budget
+    from fedsprig.training import TrainConfig
+
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+Fraction = Annotated[float, Field(gt=0, le=1)]
+Arm = Literal["magnitude", "random", "full_finetune"]
+Runtime = Literal["in-process", "ray"]
+ClassPool = Literal["base", "library", "new"]
+
+_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kMG]?)(i?)B\s*")
+
+
+def parse_bytes(value: object) -> object:
+    """``"1.5MB"`` to 1,500,000 and ``"1.5MiB"`` to 1,572,864; what is no string passes as it is.
+
+    Raises:
+        ValueError: A string that is no size.
+    """
+    if not isinstance(value, str):
+        return value
+    match = _SIZE.fullmatch(value)
+    if match is None:
+        raise ValueError(f"{value!r} is no size: write bytes as a number or as '1.5MB' or '1.5MiB'")
+    number, prefix, binary = match.groups()
+    return round(
+        float(number) * (1024 if binary else 1000) ** "kMG".find(prefix, 0) ** bool(prefix)
+    )
+
+
+Size = Annotated[int, BeforeValidator(parse_bytes), Field(gt=0)]
+
+
+class Section(BaseModel):
+    """A table of a scenario file."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class BaseSection(Section):
+    """The pretrained network that all tasks start from."""
+
+    model: str = "sprig20"
+    """Name that ``fedsprig.models.build`` knows."""
+    weights: str = "shipped"
+    """``shipped``, ``imagenet`` or the path of a .safetensors file."""
+
+
+class DataSection(Section):
+    """A source of labelled pictures."""
+
+    kind: Literal["embedded", "npz", "folder", "torchvision"]
+    path: Path | None = None
+    """File or folder; relative to the scenario's folder. May be left to ``--data NAME=PATH``."""
+    name: str | None = None
+    """``fashion`` or ``digits`` of the embedded sets; the class of a torchvision data set."""
+    split_train: str = "train"
+    split_test: str = "test"
+    held_out: Fraction = 0.2
+    """Share of each class that is kept for testing where the source has one split only."""
+    note: str = ""
+    """A caveat that is printed beside every figure of a task on these data."""
+
+    @model_validator(mode="after")
+    def _name_where_needed(self) -> DataSection:
+        if self.kind in ("embedded", "torchvision") and not self.name:
+            raise ValueError(f'{self.kind} data need a name, for example name = "fashion"')
+        return self
+
+
+class TaskSection(Section):
+    """One task, written out."""
+
+    name: Name
+    data: str
+    classes: Annotated[tuple[str | int, ...], Field(min_length=2)]
+    """Class names, or label numbers of the source."""
+    camera: str = "plain"
+    """What the pictures are seen through, such as ``rotate90`` or ``invert+blur``."""
+
+
+class DrawSection(Section):
+    """Tasks drawn from a pool of classes, the same for the same seed.
+
+    The pool is dealt like a shuffled pack of cards: tasks share no class until too few are left,
+    then it is shuffled anew.
+    """
+
+    data: str
+    prefix: Name
+    """The tasks are called ``prefix-1``, ``prefix-2``, ..."""
+    count: Annotated[int, Field(ge=1)]
+    classes_per_task: Annotated[int, Field(ge=2)]
+    pool: ClassPool | tuple[str | int, ...] | None = None
+    """Classes to draw from: a list, a part of the shipped base's class split, or, without it, all
+    classes of the source."""
+    cameras: Annotated[tuple[str, ...], Field(min_length=1)] = ("plain",)
+    """Dealt to the tasks in turn."""
+
+
+class LibrarySection(Section):
+    """The tasks that the server has learned from, and how."""
+
+    tasks: tuple[TaskSection, ...] = ()
+    draws: tuple[DrawSection, ...] = ()
+    method: str = "taylor"
+    """Scorer of ``fedsprig.scoring``."""
+    images_per_class: Annotated[int, Field(ge=1)] = 40
+    steps: Annotated[int, Field(ge=0)] = 40
+    """Fine-tuning steps of the base on a task before its units are scored."""
+    batch_size: Annotated[int, Field(ge=2)] = 32
+    learning_rate: Annotated[float, Field(gt=0)] = 0.02
+
+
+class DevicesSection(Section):
+    """The devices of every new task."""
+
+    per_task: Annotated[int, Field(ge=1)] = 3
+    images_per_class: Annotated[int, Field(ge=1)] = 40
+    """Training pictures of one device. Devices share none."""
+    test_images_per_class: Annotated[int, Field(ge=1)] = 100
+    """Test pictures of a task, held out from every device; all where there are fewer."""
+    budgets: tuple[str, ...] = ()
+    """Names of budget sections, dealt to a task's devices in turn; all when none is named."""
+
+
+class BudgetSection(Section):
+    """Limits of a device class; all that are given hold."""
+
+    macs: Fraction | None = None
+    """Share of the base model's multiply-accumulates."""
+    parameters: Fraction | None = None
+    """Share of the base model's parameters."""
+    units: Fraction | None = None
+    """Share of the base model's units."""
+    weight_bytes: Size | None = None
+    """Bytes of the weights in float32, as a number or ``"1.5MB"``."""
+    peak_bytes: Size | None = None
+    """Bytes of the largest set of activations alive at once, for one picture."""
+
+    @model_validator(mode="after")
+    def _some_limit(self) -> BudgetSection:
+        if not self.model_dump(exclude_none=True):
+            raise ValueError("a budget needs at least one limit, for example macs = 0.25")
+        return self
+
+    def resolve(self, plan: GroupPlan) -> Budget:
+        """The budget in absolute numbers for one base model."""
+        from fedsprig.masks import Budget
+
+        budget = Budget()
+        if self.macs is not None or self.parameters is not None:
+            budget = Budget.fraction(plan, macs=self.macs, parameters=self.parameters)
+        weights = [b for b in (budget.weight_bytes, self.weight_bytes) if b is not None]
+        return dataclasses.replace(
+            budget,
+            weight_bytes=min(weights, default=None),
+            peak_bytes=self.peak_bytes,
+            units=self.units,
+        )
+
+
+class AdapterSection(Section):
+    """What devices train."""
+
+    kind: str = "splora"
+    rank: Annotated[int, Field(ge=1)] = 8
+    train_a: bool = False
+    """Train A too, instead of leaving it at its seeded start; then it is sent, and the products
+    BA are averaged."""
+
+
+class RoundsSection(Section):
+    """Federated fine-tuning."""
+
+    count: Annotated[int, Field(ge=1)] = 3
+    epochs: Annotated[int, Field(ge=1)] | None = None
+    """Passes over a device's pictures in one round; one when neither epochs nor steps are given."""
+    steps: Annotated[int, Field(ge=1)] | None = None
+    batch_size: Annotated[int, Field(ge=2)] = 32
+    learning_rate: Annotated[float, Field(gt=0)] = 0.05
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    weight_decay: Annotated[float, Field(ge=0)] = 5e-4
+    schedule: Literal["cosine", "constant"] = "constant"
+    augment: Literal["none", "flip", "shift", "flip+shift"] = "none"
+    deadline_seconds: Annotated[float, Field(gt=0)] = 600.0
+    quorum: Fraction = 1.0
+    """Share of a task's devices whose replies close a round before its deadline."""
+
+    @model_validator(mode="after")
+    def _one_length(self) -> RoundsSection:
+        if self.epochs is not None and self.steps is not None:
+            raise ValueError("epochs and steps are given both: keep one")
+        return self
+
+    def train_config(self) -> TrainConfig:
+        """The local training of one round."""
+        from fedsprig.training import TrainConfig
+
+        return TrainConfig(
+            steps=self.steps,
+            epochs=None if self.steps else self.epochs or 1,
+            batch_size=self.batch_size,
+            learning_rate=self.learning_rate,
+            momentum=self.momentum,
+            weight_decay=self.weight_decay,
+            schedule=self.schedule,
+            augment=self.augment,
+        )
+
+
+class CodecsSection(Section):
+    """How numbers travel."""
+
+    update: str = "int8"
+    """Adapter updates, device to server."""
+    weights: str = "float16"
+    """Sub-network and adapter, server to device."""
+
+
+class SelectionSection(Section):
+    """How a new task gets its mask."""
+
+    similarity: str = "prototypes"
+    temperature: Annotated[float, Field(gt=0)] = 0.5
+    floor: Annotated[float, Field(ge=0, le=1)] = 0.05
+    """Share of a group's units that is always kept."""
+    round_to: Annotated[int, Field(ge=1)] = 1
+    """Widths are multiples of this number."""
+    protect: tuple[str, ...] = ()
+    """Groups, or kinds of groups, that stay whole."""
