@@ -1,7 +1,7 @@
 """What a run found, as checked data: the file ``result.json``.
 
-Figures that follow from others (means over tasks, the last point of a curve) are computed, not stored twice: they are
-written for readers of the JSON and derived again when it is read.
+Figures that follow from others (means over tasks, the last point of a curve) are written for
+readers of the JSON, but dropped and derived again when it is read.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
     from fedsprig.graph import GroupPlan
 
-ARMS = ("one_shot", "magnitude", "random", "full_finetune")
 ArmName = Literal["one_shot", "magnitude", "random", "full_finetune"]
+ARMS: tuple[ArmName, ...] = ("one_shot", "magnitude", "random", "full_finetune")
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
 Seconds = Annotated[float, Field(ge=0)]
@@ -53,7 +53,7 @@ class GroupKept(Record):
     kind: Literal["inner", "stream", "heads"]
     units: Annotated[int, Field(ge=1)]
     bits: Bits
-    """The mask's units from the first to the last, packed into bytes with the highest bit first, in hexadecimal."""
+    """One bit a unit, 1 is kept, packed into bytes with the highest bit first, in hexadecimal."""
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -143,7 +143,8 @@ class ArmRecord(Record):
     """One way to get a network for a task, and how it did."""
 
     curve: Annotated[tuple[Share, ...], Field(min_length=1)]
-    """Accuracy right after the cut (of the uncut base for ``full_finetune``) and after every round, mean over devices."""
+    """Accuracy right after the cut (``full_finetune``: of the uncut base) and after every round,
+    mean over devices."""
     device_seconds: Seconds
     """Training on one device, all rounds, mean over devices."""
 
@@ -248,7 +249,10 @@ class TaskRecord(Record):
     @computed_field
     @property
     def accuracy(self) -> dict[ArmName, float | None]:
-        """After fine-tuning, mean over devices, on pictures held out from all of them; None for an arm that was not run."""
+        """After fine-tuning, mean over devices, on pictures held out from all of them.
+
+        None for an arm that was not run.
+        """
         return {arm: self.arms[arm].curve[-1] if arm in self.arms else None for arm in ARMS}
 
     @computed_field
@@ -311,7 +315,7 @@ class Result(Record):
             raise ValueError("two tasks have the same name")
         return self
 
-    def mean_accuracy(self) -> dict[str, float]:
+    def mean_accuracy(self) -> dict[ArmName, float]:
         """Mean over the tasks for every arm that all of them have."""
         return {
             arm: statistics.fmean(task.arms[arm].curve[-1] for task in self.tasks)
