@@ -1,5 +1,4 @@
-"""The one container for arrays: the safetensors format, with every claim of its header checked
-before it is believed.
+"""The one container for arrays: safetensors, every claim checked before it is believed.
 
 Layout, from the format's specification (github.com/huggingface/safetensors, README): eight bytes,
 the header's length ``N`` (little-endian, unsigned); ``N`` bytes of JSON, ``{name: {"dtype",
@@ -187,7 +186,10 @@ class _Entry:
             raise ArtifactError(f"array {name!r} needs two data offsets, has {len(offsets)}")
         begin, end = offsets
         dtype = DTYPES[tag]
-        # Python's integers do not overflow, so a huge shape is a plain mismatch here.
+        # Python's integers do not overflow. Axes of length 0 are left out here: beside them the
+        # others could be of any length without needing a byte, but not within numpy.
+        if math.prod(length or 1 for length in shape) * dtype.itemsize > limits.total_bytes:
+            raise LimitError(f"array {name!r} is larger than {limits.total_bytes:,} bytes")
         if end - begin != math.prod(shape) * dtype.itemsize:
             raise ArtifactError(f"array {name!r}: its offsets do not fit its shape and dtype")
         return cls(name, dtype, tuple(shape), begin, end)
@@ -257,8 +259,7 @@ def _check_name(name: object, limits: Limits) -> None:
 
 
 def _counts(name: str, value: object) -> list[int]:
-    """Return a list of non-negative integers, refusing everything else (booleans are no integers
-    here)."""
+    """Return a list of integers from 0 up, refusing all else (a boolean is no integer here)."""
     if not isinstance(value, list) or any(type(v) is not int or v < 0 for v in value):
         raise ArtifactError(f"array {name!r}: shape and offsets are lists of integers from 0 up")
     return value

@@ -1,21 +1,21 @@
-"""Reading and writing whole files so that a crash leaves either the old or the new bytes, never
-half of them."""
+"""Whole files, read and written so that a crash leaves the old bytes or the new, never a half."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import secrets
+import stat
 from pathlib import Path
 
 from fedsprig.errors import ArtifactError, LimitError
 
 
 def write_bytes(path: str | Path, data: bytes | bytearray | memoryview) -> None:
-    """Write a file durably: a temporary file beside it, synced, renamed over it, and the folder
-    synced.
+    """Write a file durably and all at once.
 
-    The folder is made if it is not there. When this returns, the bytes survive a loss of power.
+    A temporary file beside it is written, synced and renamed over it, and the folder is synced:
+    when this returns, the bytes survive a loss of power. The folder is made if it is not there.
 
     Raises:
         ArtifactError: The file cannot be written; what was there before is untouched.
@@ -44,22 +44,24 @@ def read_bytes(path: str | Path, *, max_bytes: int) -> bytes:
     """Read a whole file, refusing one larger than ``max_bytes`` before a byte of it is read.
 
     Raises:
-        ArtifactError: The file cannot be read.
+        ArtifactError: The file cannot be read, or is no regular file.
         LimitError: The file is too large.
     """
     try:
+        status = os.stat(path)
+        # Before it is opened: opening a pipe waits for its other end, maybe for ever.
+        if not stat.S_ISREG(status.st_mode):
+            raise ArtifactError(f"cannot read {path}: no regular file; check the path")
+        if status.st_size > max_bytes:
+            raise LimitError(
+                f"{path} has {status.st_size:,} bytes, {max_bytes:,} are allowed: "
+                "raise the limit or choose a smaller file"
+            )
         with open(path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            # One byte more than allowed: a file that grows meanwhile, or a pipe, cannot get past
-            # the limit either.
-            data = file.read(max_bytes + 1) if size <= max_bytes else b""
+            return file.read(status.st_size)
     except OSError as error:
         reason = error.strerror or str(error)
         raise ArtifactError(f"cannot read {path}: {reason}; check the path") from error
-    if max(size, len(data)) > max_bytes:
-        size = max(size, len(data))
-        raise LimitError(f"{path} has {size:,} bytes, {max_bytes:,} are allowed: raise the limit")
-    return data
 
 
 def _sync_folder(folder: Path) -> None:
