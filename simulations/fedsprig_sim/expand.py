@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fedsprig.errors import ScenarioError
+from fedsprig.seeds import derive_seed
 from fedsprig_sim.sections import DrawSection, TaskSection
 
 if TYPE_CHECKING:
@@ -50,12 +50,6 @@ class Expansion:
 
     library: tuple[TaskSpec, ...]
     tasks: tuple[TaskSpec, ...]
-
-
-def derive_seed(seed: int, *names: str) -> int:
-    """A 63-bit seed for a named part of a run, whatever else is drawn before it."""
-    text = json.dumps([seed, *names]).encode()
-    return int.from_bytes(hashlib.sha256(text).digest()[:8], "big") >> 1
 
 
 def class_split() -> dict[str, list[str]]:

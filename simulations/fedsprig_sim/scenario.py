@@ -53,9 +53,9 @@ class Scenario(Section):
     devices: DevicesSection = DevicesSection()
     budgets: Annotated[dict[Name, BudgetSection], Field(min_length=1)] = Field(
         default_factory=lambda: {
-            "small": BudgetSection(macs=0.15),
-            "medium": BudgetSection(macs=0.25),
-            "large": BudgetSection(macs=0.4),
+            "small": BudgetSection(macs_ratio=0.15),
+            "medium": BudgetSection(macs_ratio=0.25),
+            "large": BudgetSection(macs_ratio=0.4),
         }
     )
     adapter: AdapterSection = AdapterSection()

@@ -7,10 +7,9 @@ sections together and reads them from TOML.
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from pydantic import (
     BaseModel,
@@ -20,11 +19,6 @@ from pydantic import (
     StringConstraints,
     model_validator,
 )
-
-if TYPE_CHECKING:
-    from fedsprig.graph import GroupPlan
-    from fedsprig.masks import Budget
-    from fedsprig.training import TrainConfig
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 Fraction = Annotated[float, Field(gt=0, le=1)]
@@ -151,12 +145,12 @@ class DevicesSection(Section):
 class BudgetSection(Section):
     """Limits of a device class; all that are given hold."""
 
-    macs: Fraction | None = None
-    """Share of the base model's multiply-accumulates."""
-    parameters: Fraction | None = None
-    """Share of the base model's parameters."""
+    macs_ratio: Fraction | None = None
+    """Multiply-accumulates over those of the base model."""
+    parameters_ratio: Fraction | None = None
+    """Parameters over those of the base model."""
     units: Fraction | None = None
-    """Share of the base model's units."""
+    """Kept units over all units."""
     weight_bytes: Size | None = None
     """Bytes of the weights in float32, as a number or ``"1.5MB"``."""
     peak_bytes: Size | None = None
@@ -165,23 +159,12 @@ class BudgetSection(Section):
     @model_validator(mode="after")
     def _some_limit(self) -> BudgetSection:
         if not self.model_dump(exclude_none=True):
-            raise ValueError("a budget needs at least one limit, for example macs = 0.25")
+            raise ValueError("a budget needs at least one limit, for example macs_ratio = 0.25")
         return self
 
-    def resolve(self, plan: GroupPlan) -> Budget:
-        """The budget in absolute numbers for one base model."""
-        from fedsprig.masks import Budget
-
-        budget = Budget()
-        if self.macs is not None or self.parameters is not None:
-            budget = Budget.fraction(plan, macs=self.macs, parameters=self.parameters)
-        weights = [b for b in (budget.weight_bytes, self.weight_bytes) if b is not None]
-        return dataclasses.replace(
-            budget,
-            weight_bytes=min(weights, default=None),
-            peak_bytes=self.peak_bytes,
-            units=self.units,
-        )
+    def limits(self) -> dict[str, float]:
+        """The limits by the names that a device's file and the wire use."""
+        return self.model_dump(exclude_none=True)
 
 
 class AdapterSection(Section):
@@ -203,9 +186,10 @@ class RoundsSection(Section):
     steps: Annotated[int, Field(ge=1)] | None = None
     batch_size: Annotated[int, Field(ge=2)] = 32
     learning_rate: Annotated[float, Field(gt=0)] = 0.05
+    full_learning_rate: Annotated[float, Field(gt=0)] = 0.01
+    """Of the comparison with fine-tuning the whole base model, which wants a smaller one."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     weight_decay: Annotated[float, Field(ge=0)] = 5e-4
-    schedule: Literal["cosine", "constant"] = "constant"
     augment: Literal["none", "flip", "shift", "flip+shift"] = "none"
     deadline_seconds: Annotated[float, Field(gt=0)] = 600.0
     quorum: Fraction = 1.0
@@ -217,29 +201,16 @@ class RoundsSection(Section):
             raise ValueError("epochs and steps are given both: keep one")
         return self
 
-    def train_config(self) -> TrainConfig:
-        """The local training of one round."""
-        from fedsprig.training import TrainConfig
-
-        return TrainConfig(
-            steps=self.steps,
-            epochs=None if self.steps else self.epochs or 1,
-            batch_size=self.batch_size,
-            learning_rate=self.learning_rate,
-            momentum=self.momentum,
-            weight_decay=self.weight_decay,
-            schedule=self.schedule,
-            augment=self.augment,
-        )
-
 
 class CodecsSection(Section):
     """How numbers travel."""
 
     update: str = "int8"
     """Adapter updates, device to server."""
+    adapter: str = "float16"
+    """The adapter of a round, server to device."""
     weights: str = "float16"
-    """Sub-network and adapter, server to device."""
+    """The sub-network, server to device."""
 
 
 class SelectionSection(Section):
