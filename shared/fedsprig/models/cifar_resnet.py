@@ -1,10 +1,12 @@
 """Residual networks for 32x32 pictures: He et al. 2016, "Deep Residual Learning", section 4.2.
 
-Three stages of ``(depth - 2) / 6`` basic blocks at widths ``w, 2w, 4w``. Two kinds of shortcut where the width doubles:
+Three stages of ``(depth - 2) / 6`` basic blocks at widths ``w, 2w, 4w``. Two kinds of shortcut
+where the width doubles:
 
-* ``"pad"`` (option A, no parameters): every second pixel, zero channels on both sides. The public CIFAR-10 weights use it.
-* ``"conv"`` (option B): a 1x1 convolution and its normalisation. It keeps the stages' residual streams apart, so each can
-  be pruned on its own; the shipped base uses it.
+* ``"pad"`` (option A, no parameters): every second pixel, zero channels on both sides. The public
+  CIFAR-10 weights use it.
+* ``"conv"`` (option B): a 1x1 convolution and its normalisation. It keeps the stages' residual
+  streams apart, so each can be pruned on its own; the shipped base uses it.
 """
 
 from __future__ import annotations
@@ -19,15 +21,19 @@ Shortcut = Literal["pad", "conv"]
 
 
 class PadShortcut(nn.Module):
-    """Option A: ``[n, c, h, w] -> [n, c + 2 * pad, h / 2, w / 2]`` with zeros around the channels."""
+    """Option A: every second pixel, and zero channels on both sides.
+
+    ``[n, c, h, w] -> [n, before + c + after, h / 2, w / 2]``. Both start as ``pad``; a cut network
+    keeps of each side as many as its output stream keeps there.
+    """
 
     def __init__(self, pad: int) -> None:
         super().__init__()
-        self.pad = pad
+        self.before = self.after = pad
 
     def forward(self, x: Tensor) -> Tensor:
         """Subsample the pixels and pad the channels."""
-        return F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.pad, self.pad))
+        return F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.before, self.after))
 
 
 class BasicBlock(nn.Module):
@@ -80,7 +86,8 @@ class CifarResNet(nn.Module):
         out = F.relu(self.bn1(self.conv1(x)))
         out = self.layer3(self.layer2(self.layer1(out)))
         out = torch.flatten(F.adaptive_avg_pool2d(out, 1), 1)
-        return self.linear(out)
+        logits: Tensor = self.linear(out)
+        return logits
 
 
 def _stage(
