@@ -7,9 +7,7 @@ readers of the JSON, but dropped and derived again when it is read.
 from __future__ import annotations
 
 import json
-import os
 import statistics
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
@@ -17,16 +15,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, computed_field, model_validator
 
-from fedsprig.errors import ScenarioError
+from fedsprig.artifacts import read_bytes, write_bytes
+from fedsprig.errors import ArtifactError
 from fedsprig_sim.sections import Name
 
 if TYPE_CHECKING:
-    from fedsprig.masks import Mask
-
     from fedsprig.graph import GroupPlan
+    from fedsprig.masks import Mask
 
 ArmName = Literal["one_shot", "magnitude", "random", "full_finetune"]
 ARMS: tuple[ArmName, ...] = ("one_shot", "magnitude", "random", "full_finetune")
+_LARGEST_FILE_BYTES = 1 << 28
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
 Seconds = Annotated[float, Field(ge=0)]
@@ -178,10 +177,10 @@ class TaskRecord(Record):
     note: str = ""
     """A caveat to print beside every figure."""
     device_records: Annotated[tuple[DeviceRecord, ...], Field(min_length=1)]
-    base_bytes: Count
+    base_bytes: Annotated[int, Field(ge=1)]
     """Weights of the whole base model in float32."""
-    base_macs: Count
-    base_parameters: Count
+    base_macs: Annotated[int, Field(ge=1)]
+    base_parameters: Annotated[int, Field(ge=1)]
     download: Download
     neighbours: tuple[Neighbour, ...]
     """Library tasks by falling weight."""
@@ -323,18 +322,20 @@ class Result(Record):
             if all(arm in task.arms for task in self.tasks)
         }
 
+    def mean(self, figure: str) -> float:
+        """Mean over the tasks of a figure that every one of them has, such as ``keep_macs``."""
+        return statistics.fmean(getattr(task, figure) for task in self.tasks)
+
     @computed_field
     @property
     def summary(self) -> dict[str, float]:
         """Means over the tasks, and the largest update over the base model's bytes."""
-        tasks = self.tasks
+        means = ("accuracy_after_cut", "keep_units", "keep_macs", "keep_params")
         return {
             **{f"accuracy_{arm}": value for arm, value in self.mean_accuracy().items()},
-            "accuracy_after_cut": statistics.fmean(t.accuracy_after_cut for t in tasks),
-            "keep_macs": statistics.fmean(t.keep_macs for t in tasks),
-            "keep_params": statistics.fmean(t.keep_params for t in tasks),
-            "update_share": max(t.update_bytes / t.base_bytes for t in tasks),
-            "devices": float(sum(t.devices for t in tasks)),
+            **{figure: self.mean(figure) for figure in means},
+            "update_share": max(task.update_bytes / task.base_bytes for task in self.tasks),
+            "devices": float(sum(task.devices for task in self.tasks)),
         }
 
     def to_json(self) -> str:
@@ -342,32 +343,24 @@ class Result(Record):
         return json.dumps(self.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n"
 
     def write(self, path: Path) -> None:
-        """Write the JSON so that a reader sees the old file or the whole new one."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".new")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(self.to_json())
-            Path(temporary).replace(path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        """Write the JSON, all at once."""
+        write_bytes(path, self.to_json().encode())
 
     @classmethod
     def read(cls, path: Path) -> Result:
         """Read and check a result.
 
         Raises:
-            ScenarioError: The file is not there or is no result.
+            ArtifactError: The file cannot be read or is no result.
         """
         try:
-            return cls.model_validate_json(path.read_bytes())
-        except OSError as error:
-            raise ScenarioError(f"{path} cannot be read: {error.strerror}") from None
+            return cls.model_validate_json(read_bytes(path, max_bytes=_LARGEST_FILE_BYTES))
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             place = ".".join(str(part) for part in first["loc"])
-            raise ScenarioError(f"{path} is no result of a run: {place}: {first['msg']}") from None
+            raise ArtifactError(
+                f"{path} is no result of a run: {place}: {first['msg']}; run its scenario again"
+            ) from None
 
 
 def versions(*distributions: str) -> Mapping[str, str]:

@@ -190,6 +190,8 @@ class RoundsSection(Section):
     """Of the comparison with fine-tuning the whole base model, which wants a smaller one."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     weight_decay: Annotated[float, Field(ge=0)] = 5e-4
+    schedule: Literal["cosine", "constant"] = "constant"
+    """How the learning rate goes within a round."""
     augment: Literal["none", "flip", "shift", "flip+shift"] = "none"
     deadline_seconds: Annotated[float, Field(gt=0)] = 600.0
     quorum: Fraction = 1.0

@@ -1,0 +1,123 @@
+"""The simulator's commands. The runner, and torch with it, is imported when there is work to do."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from fedsprig_sim.progress import show_progress
+from fedsprig_sim.report import write_report
+from fedsprig_sim.result import Result
+from fedsprig_sim.scenario import Scenario, embedded_scenario
+from fedsprig_sim.table import print_table
+
+demo = typer.Typer(add_completion=False)
+simulate = typer.Typer(add_completion=False)
+report = typer.Typer(add_completion=False)
+bench = typer.Typer(add_completion=False, help="Measure parts of the system.")
+
+
+class RuntimeName(StrEnum):
+    """Where server and devices run."""
+
+    IN_PROCESS = "in-process"
+    RAY = "ray"
+
+
+Seed = Annotated[int | None, typer.Option(min=0, help="Replaces the scenario's seed.")]
+RuntimeOption = Annotated[
+    RuntimeName | None, typer.Option(help="This process, or Flower's simulation engine on Ray.")
+]
+Out = Annotated[Path | None, typer.Option(help="Folder of the run; by default runs/NAME.")]
+Json = Annotated[Path | None, typer.Option("--json", help="Write the figures to this file too.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")]
+
+
+@demo.command()
+def _demo(
+    seed: Seed = None,
+    runtime: RuntimeOption = None,
+    out: Out = None,
+    json_file: Json = None,
+    resume: Resume = False,
+) -> None:
+    """Run the main job on embedded data: some minutes on two cores."""
+    _run(embedded_scenario("demo"), seed, runtime, out, json_file, resume)
+
+
+@simulate.command()
+def _simulate(
+    scenario: Annotated[Path, typer.Argument(help="TOML file.", show_default=False)],
+    data: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=PATH", help="Where the scenario's data NAME lie; repeatable."),
+    ] = None,
+    seed: Seed = None,
+    runtime: RuntimeOption = None,
+    out: Out = None,
+    json_file: Json = None,
+    resume: Resume = False,
+) -> None:
+    """Run a scenario: tasks, devices, budgets and rounds as its file says."""
+    paths = {}
+    for item in data or ():
+        name, sign, path = item.partition("=")
+        if not (name and sign and path):
+            raise typer.BadParameter(f"{item!r} is not of the form NAME=PATH", param_hint="--data")
+        paths[name] = path
+    _run(Scenario.load(scenario, data=paths), seed, runtime, out, json_file, resume)
+
+
+@report.command()
+def _report(
+    run: Annotated[Path, typer.Argument(help="Folder of a finished run.", show_default=False)],
+) -> None:
+    """Print the table of a finished run and draw its report again."""
+    result = Result.read(run / "result.json")
+    page = write_report(result, run / "report.html")
+    print_table(result)
+    print(f"\nreport: {page}")
+
+
+@bench.callback()
+def _bench() -> None:
+    """Measure parts of the system."""
+
+
+@bench.command("one-shot")
+def _one_shot(json_file: Json = None) -> None:
+    """Time from a sketch to a sub-network of a ResNet-50, and time to search large libraries."""
+    from fedsprig_sim.benchmarks import one_shot
+
+    one_shot.run(json_file=json_file)
+
+
+def _run(
+    scenario: Scenario,
+    seed: int | None,
+    runtime: RuntimeName | None,
+    out: Path | None,
+    json_file: Path | None,
+    resume: bool,
+) -> None:
+    changes: dict[str, object] = {} if seed is None else {"seed": seed}
+    if runtime is not None:
+        changes["runtime"] = runtime.value
+    scenario = scenario.model_copy(update=changes)
+    folder = out or Path("runs") / scenario.name
+
+    from fedsprig_sim.runner import run_scenario
+
+    with show_progress(Console(stderr=True)) as progress:
+        result = run_scenario(
+            scenario, folder, runtime=scenario.runtime, progress=progress, resume=resume
+        )
+    if json_file is not None:
+        result.write(json_file)
+    page = write_report(result, folder / "report.html")
+    print_table(result)
+    print(f"\n{result.seconds:.0f} s   report: {page}   figures: {folder / 'result.json'}")
