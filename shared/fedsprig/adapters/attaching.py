@@ -1,0 +1,202 @@
+"""Attaching an adapter to a model, and merging it into plain modules again."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+from collections.abc import Iterator, Mapping
+from typing import Final
+
+from torch import nn
+from torch.nn.utils import parametrize
+
+from fedsprig.adapters.full import Full
+from fedsprig.adapters.layer import AdapterKind, AdapterLayer, Site
+from fedsprig.adapters.splora import SPLoRA
+from fedsprig.errors import AdapterError, UnknownNameError
+from fedsprig.graph.index import KeptIndex, kept_axes
+
+ADAPTERS: Final[Mapping[str, AdapterKind]] = {
+    "splora": SPLoRA(),
+    "full": Full(),
+}
+
+_NORMS: Final = (
+    nn.modules.batchnorm._NormBase,  # batch and instance normalisation, any dimension
+    nn.GroupNorm,
+    nn.LayerNorm,
+    nn.RMSNorm,
+)
+_BIASED: Final = (nn.Linear, nn.modules.conv._ConvNd)
+_MARK: Final = "fedsprig_adapter"
+"""The attribute that says which kind is attached; it lives on the model and is copied with it."""
+
+
+def attach(
+    model: nn.Module,
+    *,
+    kind: str = "splora",
+    rank: int = 8,
+    seed: int = 0,
+    train_a: bool = False,
+    head: str | None = None,
+    kept: KeptIndex | None = None,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+) -> nn.Module:
+    """Attach an adapter in place, without changing what the model computes.
+
+    Afterwards ``requires_grad`` says what trains: the adapter, the biases of convolutions and
+    linear layers, the normalisation's own parameters and the head; everything else is frozen
+    (:func:`attach_report` lists it). On an error the model is as it was.
+
+    Args:
+        model: Changed in place; its layers keep their names, so ``x.weight`` stays and
+            ``x.adapter_a``, ``x.adapter_b`` come beside it.
+        kind: A name in ``ADAPTERS``.
+        rank: Of the low-rank product; see ``splora.layer_rank`` for where a layer gets less.
+        seed: A is drawn from it and the layer's path, the same on every machine.
+        train_a: Whether A trains (and travels) too.
+        head: Module path of the classifier, which stays dense and trains whole. ``None`` takes the
+            last linear layer, an empty text says that there is none.
+        kept: What the mask has left of the base's tensors, if the model is cut already.
+        shapes: Shapes of the uncut base's tensors (``plan.shapes``); needed with ``kept``.
+
+    Returns:
+        ``model``.
+
+    Raises:
+        AdapterError: One is attached already, the model is masked by parametrisations, the head
+            does not exist, the rank is no positive integer, or the layers are not those of the
+            mask.
+        UnknownNameError: There is no such kind.
+    """
+    adapter = _kind(kind)
+    if _is_attached(model):
+        raise AdapterError("an adapter is attached already: merge() it before attaching another")
+    if any(parametrize.is_parametrized(module) for module in model.modules()):
+        raise AdapterError("the model has parametrisations: attach before apply_mask, not after")
+    if type(rank) is not int or rank < 1:
+        raise AdapterError(f"rank {rank!r:.20} is no integer of at least 1")
+    if kept and shapes is None:
+        raise AdapterError("kept positions need the uncut shapes: pass shapes=plan.shapes too")
+    body = dict(_outside_head(model, _last_linear(model) if head is None else head))
+    sites = {
+        path: _site(path, module, rank, seed, train_a, kept or {}, shapes)
+        for path, module in body.items()
+        if adapter.fits(module)
+    }
+    model.requires_grad_(True)
+    if adapter.freezes:
+        for module in body.values():
+            for name, parameter in module.named_parameters(recurse=False):
+                parameter.requires_grad = _trains(module, name)
+    for path, site in sites.items():
+        adapter.adapt_(body[path], site)
+    setattr(model, _MARK, kind)
+    return model
+
+
+def attach_report(model: nn.Module) -> tuple[str, ...]:
+    """Return the names of the parameters that neither train nor have an adapter beside them.
+
+    Raises:
+        AdapterError: No adapter is attached.
+    """
+    require_attached(model)
+    return tuple(
+        f"{path}.{name}" if path else name
+        for path, module in model.named_modules()
+        for name, parameter in module.named_parameters(recurse=False)
+        if not parameter.requires_grad and not isinstance(module, AdapterLayer)
+    )
+
+
+def merge(model: nn.Module) -> nn.Module:
+    """Return a copy with the adapter folded in: plain modules, all parameters trainable again.
+
+    Masks of ``graph.apply_mask`` are folded in as well, as zeros.
+
+    Raises:
+        AdapterError: No adapter is attached.
+    """
+    require_attached(model)
+    merged = copy.deepcopy(model)
+    for module in list(merged.modules()):
+        if parametrize.is_parametrized(module):
+            for name in list(module.parametrizations):  # type: ignore[arg-type]
+                parametrize.remove_parametrizations(module, name)
+        if isinstance(module, AdapterLayer):
+            module.to_plain_()
+    for module in merged.modules():
+        if hasattr(module, _MARK):
+            delattr(module, _MARK)
+    return merged.requires_grad_(True)
+
+
+def require_attached(model: nn.Module) -> None:
+    """Refuse a model without an adapter."""
+    if not _is_attached(model):
+        raise AdapterError("no adapter is attached: attach() one first")
+
+
+def _is_attached(model: nn.Module) -> bool:
+    return any(hasattr(m, _MARK) or isinstance(m, AdapterLayer) for m in model.modules())
+
+
+def _kind(name: str) -> AdapterKind:
+    if name not in ADAPTERS:
+        near = difflib.get_close_matches(name, ADAPTERS, n=1, cutoff=0.3)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise UnknownNameError(f"no adapter {name!r:.40}: {hint}there are {', '.join(ADAPTERS)}")
+    return ADAPTERS[name]
+
+
+def _last_linear(model: nn.Module) -> str:
+    paths = [path for path, module in model.named_modules() if isinstance(module, nn.Linear)]
+    return paths[-1] if paths else ""
+
+
+def _outside_head(model: nn.Module, head: str) -> Iterator[tuple[str, nn.Module]]:
+    """Yield every module once, with its path, but the head and what is in it."""
+    if head:
+        try:
+            inside = set(model.get_submodule(head).modules())
+        except AttributeError:
+            near = difflib.get_close_matches(head, dict(model.named_modules()), n=1, cutoff=0.3)
+            hint = f"did you mean {near[0]!r}?" if near else "see model.named_modules()"
+            raise AdapterError(f"the model has no head {head!r:.60}: {hint}") from None
+    else:
+        inside = set()
+    for path, module in model.named_modules():
+        if module not in inside:
+            yield path, module
+
+
+def _trains(module: nn.Module, name: str) -> bool:
+    """Whether a parameter outside head and adapter trains."""
+    return isinstance(module, _NORMS) or (isinstance(module, _BIASED) and name == "bias")
+
+
+def _site(
+    path: str,
+    module: nn.Module,
+    rank: int,
+    seed: int,
+    train_a: bool,
+    kept: KeptIndex,
+    shapes: Mapping[str, tuple[int, ...]] | None,
+) -> Site:
+    """Describe a layer, after checking that the model has been cut as ``kept`` says."""
+    name = f"{path}.weight" if path else "weight"
+    found = tuple(module.get_parameter("weight").shape)
+    full = found if shapes is None else shapes.get(name)
+    if full is None:
+        raise AdapterError(f"the shapes know no {name}: pass those of this model's plan")
+    axes = kept_axes(name, kept)
+    expected = tuple(len(axes[i]) if i in axes else length for i, length in enumerate(full))
+    if found != expected or any(int(axes[i].max()) >= full[i] for i in axes):
+        raise AdapterError(
+            f"{name} has shape {list(found)}, the mask leaves {list(expected)}: "
+            "pass kept and shapes of the mask that cut this model"
+        )
+    return Site(path=path, shape=full, kept=axes, rank=rank, seed=seed, train_a=train_a)

@@ -1,0 +1,62 @@
+"""What every adapter kind has in common: where it sits, and what an adapted layer can do."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor, nn
+
+from fedsprig.graph.index import Kept
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Site:
+    """One layer that is to be adapted.
+
+    Attributes:
+        path: Module path in the model.
+        shape: Shape of the layer's weight in the uncut base model.
+        kept: Kept positions of that weight by axis, where the layer has been cut.
+        rank: The rank that was asked for.
+        seed: What the fixed or initial factors are drawn from, together with ``path``.
+        train_a: Whether the inner factor trains too.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    kept: Mapping[int, Kept]
+    rank: int
+    seed: int
+    train_a: bool
+
+
+class AdapterKind(Protocol):
+    """One way to adapt a model; ``fedsprig.adapters.ADAPTERS`` lists them."""
+
+    freezes: bool
+    """Whether the base's weights stay fixed beside the adapter."""
+
+    def fits(self, module: nn.Module) -> bool:
+        """Whether this kind adapts the module."""
+        ...
+
+    def adapt_(self, module: nn.Module, site: Site) -> None:
+        """Turn the module into an adapted layer, in place, keeping its function."""
+        ...
+
+
+class AdapterLayer(nn.Module, ABC):
+    """A layer with an adapter: its own ``weight``, frozen, and the adapter's parameters beside."""
+
+    weight: Tensor
+
+    @abstractmethod
+    def merged_weight(self) -> Tensor:
+        """Return the weight that the layer acts by, of the shape of ``weight``."""
+
+    @abstractmethod
+    def to_plain_(self) -> None:
+        """Turn back into the plain layer with the merged weight, in place."""
