@@ -1,0 +1,26 @@
+"""Tasks: describing them, finding like ones, and turning those into a score mask.
+
+Needs no torch until a model is run or scores are combined.
+"""
+
+from fedsprig.tasks.prototype_head import class_means, prototype_head
+from fedsprig.tasks.score_mask import Neighbour, neighbour_weights, score_mask
+from fedsprig.tasks.similarity import SIMILARITIES, Hit, Similarity, SketchIndex, nearest
+from fedsprig.tasks.sketch import probe_digest, sketch
+from fedsprig.tasks.task_sketch import TaskSketch
+
+__all__ = [
+    "SIMILARITIES",
+    "Hit",
+    "Neighbour",
+    "Similarity",
+    "SketchIndex",
+    "TaskSketch",
+    "class_means",
+    "nearest",
+    "neighbour_weights",
+    "probe_digest",
+    "prototype_head",
+    "score_mask",
+    "sketch",
+]

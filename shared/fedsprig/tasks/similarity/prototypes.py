@@ -1,0 +1,53 @@
+"""Similarity of tasks by their class prototypes."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsprig.tasks.similarity.index import SketchIndex, unit
+from fedsprig.tasks.task_sketch import TaskSketch
+
+_CHUNK_ENTRIES = 2048  # bounds the copied prototypes: memory stays small in a large library
+
+
+def prototypes(
+    query: TaskSketch, index: SketchIndex, entries: NDArray[np.int64] | None = None
+) -> NDArray[np.float64]:
+    """Centred cosine of best-matching classes, averaged over both sides.
+
+    With ``cos[c, d]`` the cosine of the query's class ``c`` and the entry's class ``d``, both minus
+    the library's centre::
+
+        similarity = ( mean_c max_d cos[c, d] + mean_d max_c cos[c, d] ) / 2
+
+    so that a task is near where each of its classes finds a like one and the other way round,
+    whatever the numbers of classes. Classes without pictures do not count.
+
+    Args:
+        query: The new task.
+        index: The library.
+        entries: int64: positions of the entries to compare with; all of them when ``None``.
+
+    Returns:
+        float64 ``[entries]``, from -1 to 1.
+
+    Raises:
+        ProbeMismatchError: The query is of another probe.
+    """
+    index.check(query)
+    if entries is None:
+        entries = np.arange(len(index))
+    result = np.zeros(len(entries))
+    if not len(entries):
+        return result
+    own = unit(query.present - index.centre)
+    for start in range(0, len(entries), _CHUNK_ENTRIES):
+        rows, begins = index.rows_of(entries[start : start + _CHUNK_ENTRIES])
+        rows -= index.centre
+        cosines = (own @ unit(rows).T).astype(np.float64)
+        sizes = np.diff(np.append(begins, len(rows)))
+        forward = np.maximum.reduceat(cosines, begins, axis=1).mean(axis=0)
+        backward = np.add.reduceat(cosines.max(axis=0), begins) / sizes
+        result[start : start + _CHUNK_ENTRIES] = (forward + backward) / 2
+    return np.clip(result, -1.0, 1.0)

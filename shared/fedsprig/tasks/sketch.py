@@ -1,0 +1,201 @@
+"""Describing a task on a device: one forward pass over its pictures, no gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsprig.artifacts.digest import digest, state_digest
+from fedsprig.errors import LabelRangeError, SketchError
+from fedsprig.graph.plan import GroupPlan, Tap
+from fedsprig.tasks.task_sketch import TaskSketch
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+BATCH: Final = 128
+
+
+def sketch(
+    model: nn.Module,
+    plan: GroupPlan | None,
+    head: str,
+    images: Tensor,
+    labels: Tensor,
+    classes: Sequence[str],
+    *,
+    noise: float = 0.0,
+    rng: np.random.Generator | None = None,
+    probe: str | None = None,
+) -> TaskSketch:
+    """Describe labelled pictures by the features that a probe gives them.
+
+    Args:
+        model: The probe. It is used in evaluation mode and handed back in the mode it came in.
+        plan: The probe's own group plan where the fingerprint is wanted, else ``None``.
+        head: Module path of its classifier, whose input ``[n, features]`` the features are.
+        images: Preprocessed pictures, float ``[n, 3, height, width]``, on the model's device.
+        labels: int64 ``[n]``, from 0 to ``len(classes) - 1``.
+        classes: A name by class; empty texts keep the names private.
+        noise: Standard deviation of Gaussian noise on every coordinate of a prototype and of the
+            fingerprint, in units of the root mean square of what it is added to. It blurs what a
+            class of few pictures gives away; it is no proof of differential privacy, since features
+            are not clipped. Counts stay exact. 0 adds none.
+        rng: Where the noise is drawn from; needed when ``noise`` is not 0.
+        probe: Digest that names the probe where the server gave one; else computed from the weights
+            and the size of the pictures (:func:`probe_digest`).
+
+    Raises:
+        SketchError: No pictures, no such head, features that are no finite ``[n, features]``, or
+            noise without ``rng``.
+        LabelRangeError: A label that no class has.
+    """
+    if noise < 0 or (noise > 0 and rng is None):
+        raise SketchError(f"noise {noise}: use a number from 0 up, and pass rng with it")
+    _check_labels(images, labels, len(classes))
+    sums, fingerprint = _measure(model, plan, head, images, labels, len(classes))
+    counts = np.bincount(labels.cpu().numpy(), minlength=len(classes)).astype(np.int64)
+    prototypes = sums / np.maximum(counts, 1)[:, None]
+    if noise > 0 and rng is not None:
+        present = counts > 0
+        prototypes[present] = _blurred(prototypes[present], noise, rng)
+        fingerprint = np.maximum(_blurred(fingerprint, noise, rng), 0.0)
+    return TaskSketch(
+        probe=probe_digest(model, head, tuple(images.shape[1:])) if probe is None else probe,
+        prototypes=prototypes.astype(np.float32),
+        counts=counts,
+        classes=tuple(classes),
+        fingerprint=fingerprint.astype(np.float32),
+    )
+
+
+def probe_digest(model: nn.Module, head: str, picture: tuple[int, ...]) -> str:
+    """Digest of everything that decides the features: weights before the head, picture size.
+
+    Args:
+        model: The probe.
+        head: Its classifier, whose own weights do not matter.
+        picture: ``(3, height, width)``.
+    """
+    state = {
+        name: value.detach().cpu().numpy()
+        for name, value in model.state_dict().items()
+        if not name.startswith(f"{head}.") and not name.endswith("num_batches_tracked")
+    }
+    return digest(f"{head}\n{picture}\n{state_digest(state)}".encode())
+
+
+def _check_labels(images: Tensor, labels: Tensor, classes: int) -> None:
+    if len(images) == 0 or labels.shape != (len(images),):
+        raise SketchError(
+            f"{len(images)} pictures with labels of shape {tuple(labels.shape)}: give every "
+            "picture one label, and at least one picture"
+        )
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= classes:
+        raise LabelRangeError(
+            f"labels from {low} to {high}, but classes from 0 to {classes - 1}: mend the labels"
+        )
+
+
+def _blurred(
+    values: NDArray[np.float64], noise: float, rng: np.random.Generator
+) -> NDArray[np.float64]:
+    scale = noise * float(np.sqrt(np.mean(values**2))) if values.size else 0.0
+    return values + rng.normal(0.0, 1.0, values.shape) * scale
+
+
+def _measure(
+    model: nn.Module,
+    plan: GroupPlan | None,
+    head: str,
+    images: Tensor,
+    labels: Tensor,
+    classes: int,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Sums of features ``[classes, features]`` and mean absolute activations ``[units]``."""
+    import torch
+
+    seen: list[Tensor] = []
+    groups = [np.zeros(group.units) for group in plan.groups] if plan else []
+    try:
+        with _watching(model, plan, head, seen, groups), torch.inference_mode():
+            sums: NDArray[np.float64] | None = None
+            for start in range(0, len(images), BATCH):
+                seen.clear()
+                model(images[start : start + BATCH])
+                features = _features(seen, head, len(images[start : start + BATCH]))
+                if sums is None:
+                    sums = np.zeros((classes, features.shape[1]))
+                np.add.at(sums, labels[start : start + BATCH].cpu().numpy(), features)
+    except AttributeError as error:
+        raise SketchError(f"the probe lacks a module: {error}; use the plan it came with") from None
+    assert sums is not None  # noqa: S101 - there is at least one picture
+    return sums, np.concatenate(groups) / len(images) if groups else np.zeros(0)
+
+
+def _features(seen: list[Tensor], head: str, pictures: int) -> NDArray[np.float64]:
+    if len(seen) != 1 or seen[0].ndim != 2 or len(seen[0]) != pictures:
+        raise SketchError(
+            f"module {head!r} does not take one [pictures, features] input in a forward pass: "
+            "name the classifier as head"
+        )
+    features: NDArray[np.float64] = seen[0].double().cpu().numpy()
+    if not np.isfinite(features).all():
+        raise SketchError("the probe's features are not finite: check pictures and weights")
+    return features
+
+
+@contextmanager
+def _watching(
+    model: nn.Module,
+    plan: GroupPlan | None,
+    head: str,
+    seen: list[Tensor],
+    groups: list[NDArray[np.float64]],
+) -> Iterator[None]:
+    """Put the head's input into ``seen`` and add activations to ``groups`` while this is open."""
+    if not head:
+        raise SketchError("a sketch needs the probe's classifier: pass its module path as head")
+    training = model.training
+    handles: list[Any] = []
+    try:
+        handles.append(
+            model.get_submodule(head).register_forward_pre_hook(
+                lambda _module, inputs: seen.append(inputs[0].detach())
+            )
+        )
+        for total, group in zip(groups, plan.groups if plan else (), strict=True):
+            for tap in group.taps:
+                handles.append(_hook(model, tap, total, len(group.taps)))
+        model.eval()
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        model.train(training)
+
+
+def _hook(model: nn.Module, tap: Tap, total: NDArray[np.float64], taps: int) -> Any:
+    """Add, for every unit, the sum over pictures of its mean absolute activation at one tap."""
+
+    def add(value: Tensor) -> None:
+        pictures = len(value)
+        flat = value.detach().abs().movedim(tap.axis, 0).flatten(1)
+        # Mean over everything but the axis, times the pictures: batches may differ in size.
+        channel = flat.mean(dim=1).double().cpu().numpy() * pictures
+        total[:] += channel[tap.positions].mean(axis=1) / taps
+
+    module = model.get_submodule(tap.module)
+    if tap.where == "input":
+        before: Callable[..., None] = lambda _module, inputs: add(inputs[0])  # noqa: E731
+        return module.register_forward_pre_hook(before)
+    after: Callable[..., None] = lambda _module, _inputs, output: add(output)  # noqa: E731
+    return module.register_forward_hook(after)
+
+
+__all__ = ["TaskSketch", "probe_digest", "sketch"]

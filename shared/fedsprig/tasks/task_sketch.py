@@ -1,0 +1,180 @@
+"""Task sketches: what a server learns of a device's task without seeing a picture.
+
+A sketch holds the mean feature vector of every class, the number of its pictures, and (optionally)
+the mean activation of every unit of the base model. Features are what enters the classifier of the
+**probe**, a network that is the same for all devices; sketches of different probes live in
+different spaces and never mix.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsprig.artifacts.container import Limits, pack, unpack
+from fedsprig.artifacts.digest import digest
+from fedsprig.errors import ProbeMismatchError, SketchError
+
+KIND: Final = "fedsprig.sketch.1"
+LIMITS: Final = Limits(total_bytes=256 << 20, header_bytes=8 << 20, tensors=3)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TaskSketch:
+    """The description of a labelled task.
+
+    Attributes:
+        probe: Digest that names the network which made the features.
+        prototypes: float32 ``[classes, features]``: mean feature vector of every class; zero for a
+            class without pictures.
+        counts: int64 ``[classes]``: pictures of every class, at least one in all.
+        classes: Names by class, each possibly empty where the owner keeps it private.
+        fingerprint: float32 ``[units]``: mean absolute activation of every unit of the plan's
+            groups, in their order; empty when it was not measured.
+
+    Raises:
+        SketchError: Shapes, dtypes or values that contradict the above.
+    """
+
+    probe: str
+    prototypes: NDArray[np.float32]
+    counts: NDArray[np.int64]
+    classes: tuple[str, ...]
+    fingerprint: NDArray[np.float32]
+
+    def __post_init__(self) -> None:
+        """Check everything that the types cannot say."""
+        _require(len(self.probe) == 64 and set(self.probe) <= set("0123456789abcdef"), "probe")
+        _require(self.prototypes.dtype == np.float32 and self.prototypes.ndim == 2, "prototypes")
+        _require(0 not in self.prototypes.shape, "prototypes")
+        _require(bool(np.isfinite(self.prototypes).all()), "prototypes")
+        size = len(self.prototypes)
+        _require(self.counts.dtype == np.int64 and self.counts.shape == (size,), "counts")
+        _require(bool((self.counts >= 0).all()) and bool(self.counts.any()), "counts")
+        _require(len(self.classes) == size, "classes")
+        _require(all(isinstance(name, str) for name in self.classes), "classes")
+        _require(self.fingerprint.dtype == np.float32 and self.fingerprint.ndim == 1, "fingerprint")
+        _require(bool(np.isfinite(self.fingerprint).all()), "fingerprint")
+
+    @property
+    def pictures(self) -> int:
+        """Number of pictures that the sketch describes."""
+        return int(self.counts.sum())
+
+    @property
+    def present(self) -> NDArray[np.float32]:
+        """Prototypes of the classes that have pictures: float32 ``[present, features]``."""
+        return self.prototypes[self.counts > 0]
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of :meth:`to_bytes`, hexadecimal."""
+        return digest(self.to_bytes())
+
+    def to_bytes(self) -> bytes:
+        """The sketch as an artefact; equal sketches give equal bytes."""
+        arrays: dict[str, NDArray[Any]] = {"counts": self.counts, "prototypes": self.prototypes}
+        if self.fingerprint.size:
+            arrays["fingerprint"] = self.fingerprint
+        names = json.dumps(self.classes, ensure_ascii=True, separators=(",", ":"))
+        return pack(arrays, {"kind": KIND, "probe": self.probe, "classes": names})
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> TaskSketch:
+        """Read what :meth:`to_bytes` wrote, checking everything.
+
+        Raises:
+            ArtifactError: The bytes are no artefact (truncated, too large, ...).
+            SketchError: An artefact, but no sketch.
+        """
+        arrays, metadata = unpack(data, limits=LIMITS)
+        if metadata.get("kind") != KIND or not {"counts", "prototypes"} <= arrays.keys():
+            raise SketchError(f"the artefact is no {KIND}: describe the task again")
+        try:
+            classes = json.loads(metadata.get("classes", ""))
+        except (ValueError, RecursionError):
+            classes = None
+        if not isinstance(classes, list):
+            raise SketchError("the sketch's class names are no list: describe the task again")
+        return cls(
+            probe=metadata.get("probe", ""),
+            prototypes=arrays["prototypes"],
+            counts=arrays["counts"],
+            classes=tuple(classes),
+            fingerprint=arrays.get("fingerprint", np.zeros(0, np.float32)),
+        )
+
+    @classmethod
+    def merge(cls, sketches: Sequence[TaskSketch]) -> TaskSketch:
+        """Join the sketches of one task's devices into the sketch of all their pictures.
+
+        Class ``c`` of the result is the mean over the pictures of class ``c`` on all devices, so
+        that the result equals a sketch made of all pictures at once. A class name that some devices
+        keep private is taken from those that do not.
+
+        Raises:
+            ProbeMismatchError: The sketches are of different probes.
+            SketchError: There are none, or their classes, features or fingerprints differ.
+        """
+        if not sketches:
+            raise SketchError("no sketch to merge: wait for at least one device")
+        first = sketches[0]
+        weights = np.array([item.counts for item in sketches], np.float64)
+        for item in sketches[1:]:
+            check_same_probe(first.probe, item.probe)
+            if (
+                item.prototypes.shape != first.prototypes.shape
+                or item.fingerprint.shape != first.fingerprint.shape
+            ):
+                raise SketchError(
+                    f"sketches of one task have prototypes {first.prototypes.shape} and "
+                    f"{item.prototypes.shape}, fingerprints {first.fingerprint.shape} and "
+                    f"{item.fingerprint.shape}: describe all with one list of classes"
+                )
+        totals = weights.sum(axis=0)
+        sums = np.zeros(first.prototypes.shape)
+        fingerprint = np.zeros(first.fingerprint.shape)
+        for counts, item in zip(weights, sketches, strict=True):
+            sums += counts[:, None] * item.prototypes
+            fingerprint += counts.sum() / totals.sum() * item.fingerprint
+        return cls(
+            probe=first.probe,
+            prototypes=(sums / np.maximum(totals, 1.0)[:, None]).astype(np.float32),
+            counts=totals.astype(np.int64),
+            classes=tuple(
+                _one_name(names) for names in zip(*(s.classes for s in sketches), strict=True)
+            ),
+            fingerprint=fingerprint.astype(np.float32),
+        )
+
+
+def check_same_probe(expected: str, found: str) -> None:
+    """Refuse to compare sketches of different probes.
+
+    Raises:
+        ProbeMismatchError: The digests differ.
+    """
+    if expected != found:
+        raise ProbeMismatchError(
+            f"the sketch was made with probe {found[:12] or 'none'}, the others with "
+            f"{expected[:12] or 'none'}: describe the task again with the server's probe"
+        )
+
+
+def _one_name(names: tuple[str, ...]) -> str:
+    given = sorted(set(names) - {""})
+    if len(given) > 1:
+        raise SketchError(
+            f"one class is called {given[0]!r} and {given[1]!r}: give all devices one class list"
+        )
+    return given[0] if given else ""
+
+
+def _require(condition: bool, what: str) -> None:
+    if not condition:
+        raise SketchError(f"the sketch's {what} are malformed: describe the task again")
