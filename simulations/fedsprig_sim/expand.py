@@ -13,7 +13,7 @@ import numpy as np
 
 from fedsprig.errors import ScenarioError
 from fedsprig.seeds import derive_seed
-from fedsprig_sim.sections import DrawSection, TaskSection
+from fedsprig_sim.sections import DrawSection, LabelRange, TaskSection
 
 if TYPE_CHECKING:
     from fedsprig_sim.scenario import Scenario
@@ -105,15 +105,24 @@ def labels_of(wanted: Sequence[str | int], known: Sequence[str], *, where: str) 
     return tuple(labels)
 
 
+def _pool(draw: DrawSection, known: Sequence[str]) -> Sequence[str | int]:
+    match draw.pool:
+        case None:
+            return range(len(known))
+        case LabelRange(first=first, last=last):
+            return range(first, last + 1)
+        case str(part):
+            return class_split()[part]
+        case listed:
+            return listed
+
+
 def _drawn(
     draws: Sequence[DrawSection], classes: Mapping[str, Sequence[str]], seed: int
 ) -> Iterator[TaskSection]:
     for draw in draws:
         known = classes[draw.data]
-        pool: Sequence[str | int] = range(len(known)) if draw.pool is None else draw.pool
-        if isinstance(pool, str):
-            pool = class_split()[pool]
-        labels = labels_of(pool, known, where=f"draw {draw.prefix}")
+        labels = labels_of(_pool(draw, known), known, where=f"draw {draw.prefix}")
         if len(labels) < draw.classes_per_task:
             raise ScenarioError(
                 f"draw {draw.prefix}: {draw.classes_per_task} classes per task are more than "

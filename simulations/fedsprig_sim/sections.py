@@ -97,6 +97,13 @@ class TaskSection(Section):
     """What the pictures are seen through, such as ``rotate90`` or ``invert+blur``."""
 
 
+class LabelRange(Section):
+    """The classes of consecutive labels, both ends included."""
+
+    first: Annotated[int, Field(ge=0)]
+    last: Annotated[int, Field(ge=0)]
+
+
 class DrawSection(Section):
     """Tasks drawn from a pool of classes, the same for the same seed.
 
@@ -109,9 +116,9 @@ class DrawSection(Section):
     """The tasks are called ``prefix-1``, ``prefix-2``, ..."""
     count: Annotated[int, Field(ge=1)]
     classes_per_task: Annotated[int, Field(ge=2)]
-    pool: ClassPool | tuple[str | int, ...] | None = None
-    """Classes to draw from: a list, a part of the shipped base's class split, or, without it, all
-    classes of the source."""
+    pool: ClassPool | LabelRange | tuple[str | int, ...] | None = None
+    """Classes to draw from: a list, a range of labels, a part of the shipped base's class split,
+    or, without it, all classes of the source."""
     cameras: Annotated[tuple[str, ...], Field(min_length=1)] = ("plain",)
     """Dealt to the tasks in turn."""
 
