@@ -45,6 +45,12 @@ class AdapterError(FedsprigError):
     exit_code = 13
 
 
+class ScoreError(FedsprigError):
+    """Scores that are not finite or cannot be computed."""
+
+    exit_code = 14
+
+
 class DataError(FedsprigError):
     """A data set that cannot be used."""
 
@@ -151,6 +157,30 @@ class LibraryError(FedsprigError):
     """A library that cannot be opened, read or written."""
 
     exit_code = 70
+
+
+class SketchError(LibraryError):
+    """A task sketch that is malformed or cannot be made."""
+
+    exit_code = 71
+
+
+class ProbeMismatchError(SketchError):
+    """Sketches that were made with different probes, and so cannot be compared."""
+
+    exit_code = 72
+
+
+class NewerSchemaError(LibraryError):
+    """A library that a later version of fedsprig wrote."""
+
+    exit_code = 73
+
+
+class RoundConflictError(LibraryError):
+    """A round that contradicts what the library holds: another result, a gap, or a stale record."""
+
+    exit_code = 74
 
 
 class RunError(FedsprigError):

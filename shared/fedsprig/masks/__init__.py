@@ -1,0 +1,41 @@
+"""Masks, score sets, budgets and costs: which units a device keeps.
+
+Everything but :func:`cost` and :func:`peak_of` is numpy; those two import torch when they are first
+used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from fedsprig.masks.budget import Budget
+from fedsprig.masks.costs import Cost, PlanCosts, plan_macs, plan_parameters
+from fedsprig.masks.mask import Mask
+from fedsprig.masks.scores import ScoreSet, weighted_sum
+from fedsprig.masks.solver import solve
+
+if TYPE_CHECKING:
+    from fedsprig.masks.walk import cost, peak_of
+
+_LAZY = {"cost": "fedsprig.masks.walk", "peak_of": "fedsprig.masks.walk"}
+
+__all__ = [
+    "Budget",
+    "Cost",
+    "Mask",
+    "PlanCosts",
+    "ScoreSet",
+    "cost",
+    "peak_of",
+    "plan_macs",
+    "plan_parameters",
+    "solve",
+    "weighted_sum",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
