@@ -1,0 +1,54 @@
+"""Copies of a module with other tensors in it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from fedsprig.errors import PlanError
+from fedsprig.graph.index import KeptIndex
+from fedsprig.graph.plan import GroupPlan
+
+
+def rebuild(model: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
+    """Deep-copy a module with some of its tensors replaced; what is replaced is never copied.
+
+    Args:
+        model: left as it is.
+        tensors: replacements by ``state_dict`` name; a parameter's becomes a parameter that is
+            trainable if the old one is.
+    """
+    memo: dict[int, Any] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if name in tensors:
+            memo[id(parameter)] = nn.Parameter(tensors[name], parameter.requires_grad)
+    for name, buffer in model.named_buffers(remove_duplicate=False):
+        if name in tensors:
+            memo[id(buffer)] = tensors[name]
+    return copy.deepcopy(model, memo)
+
+
+def check_fits(model: nn.Module, plan: GroupPlan, index: KeptIndex) -> None:
+    """Refuse a model that is not the plan's base model, at full width.
+
+    Adapter tensors beside the base's, and a head of another width, are welcome.
+
+    Raises:
+        PlanError: a tensor is absent or of another shape.
+    """
+    state = dict(model.named_parameters(remove_duplicate=False))
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    shapes |= {name: tuple(b.shape) for name, b in model.named_buffers(remove_duplicate=False)}
+    for name, shape in plan.shapes.items():
+        found = shapes.get(name)
+        free = 1 if plan.head and name.rpartition(".")[0] == plan.head else 0
+        if found is None or found[free:] != shape[free:] or len(found) != len(shape):
+            raise PlanError(
+                f"the plan of {plan.model or 'another model'} does not fit: {name} is "
+                f"{'absent' if found is None else found}, not {shape}"
+            )
+        if free and 0 in index.get(name, {}):
+            raise PlanError(f"the mask drops classes of the head {plan.head}")
