@@ -1,7 +1,7 @@
 """What a run found, as checked data: the file ``result.json``.
 
 Figures that follow from others (means over tasks, the last point of a curve) are written for
-readers of the JSON, but dropped and derived again when it is read.
+readers of the JSON, but passed over and derived again when it is read.
 """
 
 from __future__ import annotations
@@ -33,16 +33,9 @@ Bits = Annotated[str, Field(pattern=r"^([0-9a-f]{2})+$")]
 
 
 class Record(BaseModel):
-    """A table of the result. What is computed is dropped on reading; what is unknown is refused."""
+    """A table of the result. Derived and unknown fields are passed over when it is read."""
 
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _drop_computed(cls, data: Any) -> Any:
-        if isinstance(data, dict):
-            return {k: v for k, v in data.items() if k not in cls.model_computed_fields}
-        return data
+    model_config = ConfigDict(strict=True, extra="ignore", frozen=True, allow_inf_nan=False)
 
 
 class GroupKept(Record):
@@ -57,9 +50,7 @@ class GroupKept(Record):
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if len(self.bits) != 2 * -(-self.units // 8):
-            raise ValueError(
-                f"group {self.name} has {self.units} units, its bits have another number"
-            )
+            raise ValueError(f"the bits of {self.name} are not those of {self.units} units")
         return self
 
     @computed_field

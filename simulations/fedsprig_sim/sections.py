@@ -41,9 +41,8 @@ def parse_bytes(value: object) -> object:
     if match is None:
         raise ValueError(f"{value!r} is no size: write bytes as a number or as '1.5MB' or '1.5MiB'")
     number, prefix, binary = match.groups()
-    return round(
-        float(number) * (1024 if binary else 1000) ** "kMG".find(prefix, 0) ** bool(prefix)
-    )
+    power = ("", "k", "M", "G").index(prefix)
+    return round(float(number) * (1024 if binary else 1000) ** power)
 
 
 Size = Annotated[int, BeforeValidator(parse_bytes), Field(gt=0)]

@@ -19,25 +19,30 @@ _HEADINGS: dict[ArmName, str] = {
     "full_finetune": "whole\nbase",
 }
 _KEY = (
-    "kept: share of units / parameters / multiply-accumulates. Bytes are those of one device. "
-    "Accuracy in % on held-out pictures: one-shot right after the cut, then after fine-tuning, "
-    "beside the same budgets cut by magnitude and at random, and the whole base model fine-tuned."
+    "kept: share of units / parameters / multiply-accumulates. Bytes and seconds are those of one "
+    "device. Accuracy in % on held-out pictures: one-shot right after the cut, then after "
+    "fine-tuning, beside the same budgets cut by magnitude and at random, and the whole base model fine-tuned."
 )
 
 
-def result_table(result: Result) -> RenderableType:
-    """Summary, a row per task, means, and the caveats of the data."""
+def result_table(result: Result, *, gap: int = 1) -> RenderableType:
+    """Summary, a row per task, means, and the caveats of the data.
+
+    Args:
+        result: What is shown.
+        gap: Spaces between columns beyond the one that is always there.
+    """
     arms = [arm for arm in ARMS if any(arm in task.arms for task in result.tasks)]
     table = Table(
         box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
+        padding=(0, gap, 0, 0),
         pad_edge=False,
         header_style="",
     )
-    table.add_column("task", overflow="fold", min_width=10)
-    headings = ["de-\nvices", "kept %\nu/p/MACs", "bytes\ndown", "bytes up\na round", "after\ncut"]
+    table.add_column("task", overflow="fold")
+    headings = ["dev-\nices", "kept %\nu/p/MACs", "bytes\ndown", "up per\nround", "after\ncut"]
     headings += [_HEADINGS[arm] for arm in arms]
-    for heading in [*headings, "device\nsec."]:
+    for heading in [*headings, "secs"]:
         table.add_column(heading, justify="right", no_wrap=True)
     caveats = notes(result)
     for task in result.tasks:
@@ -53,7 +58,7 @@ def result_table(result: Result) -> RenderableType:
 def print_table(result: Result) -> None:
     """Print the table; where the output is no terminal, wide enough for any name."""
     console = Console(width=None if sys.stdout.isatty() else 110, highlight=False)
-    console.print(result_table(result))
+    console.print(result_table(result, gap=int(console.width >= 100)))
 
 
 def _cells(task: TaskRecord, arms: list[ArmName]) -> list[Text]:

@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fedsprig.cli import run
+from fedsprig_sim.result import Result
+
+
+def test_report_draws_a_finished_run_again(
+    result: Result, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result.write(tmp_path / "result.json")
+    assert run(["report", str(tmp_path)]) == 0
+    assert "footwear" in capsys.readouterr().out
+    assert "footwear" in (tmp_path / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["simulate", "nowhere.toml"], 60, "there is no scenario nowhere.toml: check the path"),
+        (["simulate", "x.toml", "--data", "own"], 2, "'own' is not of the form NAME=PATH"),
+        (["simulate", "x.toml", "--runtime", "raj"], 2, "'raj' is not one of"),
+        (["report", "nowhere"], 40, "cannot read nowhere"),
+        (["bench", "one-sho"], 2, "one-sho"),
+    ],
+)
+def test_wrong_command_lines(
+    arguments: list[str],
+    code: int,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(arguments) == code
+    shown = capsys.readouterr().err
+    assert shown.startswith("error: ")
+    assert message in shown
+    assert shown.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_misspelt_key_leaves_no_folder_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine.toml").write_text('name = "mine"\nroundz = 3\n')
+    assert run(["simulate", "mine.toml"]) == 60
+    assert "mine.toml: unknown key roundz: did you mean 'rounds'?" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.toml"]
