@@ -43,7 +43,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 		"install one (Debian: python3-venv) or say make PYTHON=/path/to/python" >&2; exit 1; }
 	@echo "installing into $(VENV) with $(PYTHON): some minutes and 6 GB, most of it torch"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/pip install --quiet --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
 clean:

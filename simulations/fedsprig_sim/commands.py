@@ -110,8 +110,10 @@ def _run(
     scenario = scenario.model_copy(update=changes)
     folder = out or Path("runs") / scenario.name
 
+    from fedsprig_sim.names import check_names
     from fedsprig_sim.runner import run_scenario
 
+    check_names(scenario)
     with show_progress(Console(stderr=True)) as progress:
         result = run_scenario(
             scenario, folder, runtime=scenario.runtime, progress=progress, resume=resume

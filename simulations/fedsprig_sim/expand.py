@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import numpy as np
 from fedsprig.errors import ScenarioError
 from fedsprig.seeds import derive_seed
 from fedsprig_sim.sections import DrawSection, LabelRange, TaskSection
+from fedsprig_sim.spelling import unknown
 
 if TYPE_CHECKING:
     from fedsprig_sim.scenario import Scenario
@@ -96,9 +96,7 @@ def labels_of(wanted: Sequence[str | int], known: Sequence[str], *, where: str) 
         elif item in known:
             label = known.index(item)
         else:
-            near = difflib.get_close_matches(item, known, n=1)
-            mend = f"did you mean {near[0]!r}?" if near else f"there is {', '.join(known[:20])}"
-            raise ScenarioError(f"{where}: unknown class {item!r}: {mend}")
+            raise ScenarioError(f"{where}: {unknown('class', item, known)}")
         if label in labels:
             raise ScenarioError(f"{where}: class {known[label]!r} is there twice: remove one")
         labels.append(label)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -32,6 +31,7 @@ from fedsprig_sim.sections import (
     SelectionSection,
     TaskSection,
 )
+from fedsprig_sim.spelling import unknown
 
 __all__ = ["Scenario", "embedded_scenario", "embedded_scenarios"]
 
@@ -81,10 +81,10 @@ class Scenario(Section):
         for item in everything:
             title = item.name if isinstance(item, TaskSection) else item.prefix
             if item.data not in self.data:
-                raise ValueError(f"task {title}: " + _unknown("data", item.data, self.data))
+                raise ValueError(f"task {title}: " + unknown("data", item.data, self.data))
         for budget in self.devices.budgets:
             if budget not in self.budgets:
-                raise ValueError("devices: " + _unknown("budget", budget, self.budgets))
+                raise ValueError("devices: " + unknown("budget", budget, self.budgets))
         if len(set(self.compare)) < len(self.compare):
             raise ValueError("compare names an arm twice")
         return self
@@ -133,7 +133,7 @@ class Scenario(Section):
         replaced = dict(data or {})
         for name in replaced:
             if name not in scenario.data:
-                raise ScenarioError(f"{source}: --data: " + _unknown("data", name, scenario.data))
+                raise ScenarioError(f"{source}: --data: " + unknown("data", name, scenario.data))
         sections = {}
         for name, section in scenario.data.items():
             given = replaced.get(name, section.path)
@@ -185,17 +185,9 @@ def embedded_scenario(name: str) -> Scenario:
         ScenarioError: The package has no scenario of this name.
     """
     if name not in embedded_scenarios():
-        raise ScenarioError(_unknown("embedded scenario", name, embedded_scenarios()))
+        raise ScenarioError(unknown("embedded scenario", name, embedded_scenarios()))
     text = (resources.files("fedsprig_sim") / "scenarios" / f"{name}.toml").read_text("utf-8")
     return Scenario.parse(tomllib.loads(text), source=f"embedded scenario {name}")
-
-
-def _unknown(what: str, name: str, known: Mapping[str, Any] | Sequence[str]) -> str:
-    """``unknown data 'fashon': did you mean 'fashion'?``, or all names where none is near."""
-    near = difflib.get_close_matches(name, list(known), n=1)
-    if near:
-        return f"unknown {what} {name!r}: did you mean {near[0]!r}?"
-    return f"unknown {what} {name!r}: there is {', '.join(known) or 'none'}"
 
 
 def _explain(error: ValidationError) -> str:
@@ -208,9 +200,7 @@ def _explain(error: ValidationError) -> str:
     place = ".".join(where)
     if first["type"] == "extra_forbidden":
         keys = _keys_at(Scenario, where[:-1])
-        near = difflib.get_close_matches(where[-1], keys, n=1)
-        mend = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(keys)}"
-        return f"unknown key {place}: {mend}{more}"
+        return f"{unknown('key', where[-1], keys, place=place)}{more}"
     if first["type"] == "missing":
         return f"key {place} is missing{more}"
     text = first["msg"].removeprefix("Value error, ")

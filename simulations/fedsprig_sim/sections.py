@@ -41,8 +41,8 @@ def parse_bytes(value: object) -> object:
     if match is None:
         raise ValueError(f"{value!r} is no size: write bytes as a number or as '1.5MB' or '1.5MiB'")
     number, prefix, binary = match.groups()
-    power = ("", "k", "M", "G").index(prefix)
-    return round(float(number) * (1024 if binary else 1000) ** power)
+    exponent = ("", "k", "M", "G").index(prefix)
+    return round(float(number) * (1024 if binary else 1000) ** exponent)
 
 
 Size = Annotated[int, BeforeValidator(parse_bytes), Field(gt=0)]
@@ -61,6 +61,8 @@ class BaseSection(Section):
     """Name that ``fedsprig.models.build`` knows."""
     weights: str = "shipped"
     """``shipped``, ``imagenet`` or the path of a .safetensors file."""
+    image_size: Annotated[int, Field(ge=8)] | None = None
+    """Side of the pictures that the model gets; by default what its weights were trained on."""
 
 
 class DataSection(Section):

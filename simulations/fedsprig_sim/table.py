@@ -21,7 +21,8 @@ _HEADINGS: dict[ArmName, str] = {
 _KEY = (
     "kept: share of units / parameters / multiply-accumulates. Bytes and seconds are those of one "
     "device. Accuracy in % on held-out pictures: one-shot right after the cut, then after "
-    "fine-tuning, beside the same budgets cut by magnitude and at random, and the whole base model fine-tuned."
+    "fine-tuning, beside the same budgets cut by magnitude and at random, and the whole base model "
+    "fine-tuned."
 )
 
 

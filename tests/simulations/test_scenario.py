@@ -75,7 +75,7 @@ def test_demo_is_as_large_as_promised() -> None:
         ),
         (
             {"selection": {"xyz": 1}},
-            "my.toml: unknown key selection.xyz: known here: similarity, temperature, floor, "
+            "my.toml: unknown key selection.xyz: there is similarity, temperature, floor, "
             "round_to, protect",
         ),
         ({"rounds": {"count": "3"}}, "my.toml: rounds.count: input should be a valid integer"),

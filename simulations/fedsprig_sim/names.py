@@ -1,0 +1,52 @@
+"""The names in a scenario against the registries, before any work is done.
+
+Not part of reading a scenario, because the registries import torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from fedsprig.adapters import ADAPTERS
+from fedsprig.errors import FedsprigError, ScenarioError
+from fedsprig.models import describe
+from fedsprig.scoring import SCORERS
+from fedsprig.tasks.similarity import SIMILARITIES
+from fedsprig.training.cameras import camera
+from fedsprig.updates.codecs import CODECS
+from fedsprig_sim.scenario import Scenario
+from fedsprig_sim.sections import TaskSection
+from fedsprig_sim.spelling import unknown
+
+
+def check_names(scenario: Scenario) -> None:
+    """Check every name that a registry must know.
+
+    Raises:
+        ScenarioError: A scorer, adapter, codec or similarity that does not exist.
+        UnknownNameError: A base model or a camera that does not exist.
+    """
+    describe(scenario.base.model)
+    for key, name, known in _registered(scenario):
+        if name not in known:
+            raise ScenarioError(f"{scenario.name}: {unknown(key, name, known)}")
+    library = scenario.library
+    for task in (*library.tasks, *library.draws, *scenario.tasks, *scenario.draws):
+        named = (task.camera,) if isinstance(task, TaskSection) else task.cameras
+        title = task.name if isinstance(task, TaskSection) else task.prefix
+        for name in named:
+            try:
+                camera(name)
+            except FedsprigError as error:
+                raise type(error)(f"{scenario.name}: task {title}: {error}") from None
+
+
+def _registered(scenario: Scenario) -> list[tuple[str, str, Collection[str]]]:
+    return [
+        ("library.method", scenario.library.method, SCORERS),
+        ("adapter.kind", scenario.adapter.kind, ADAPTERS),
+        ("codecs.update", scenario.codecs.update, CODECS),
+        ("codecs.adapter", scenario.codecs.adapter, CODECS),
+        ("codecs.weights", scenario.codecs.weights, CODECS),
+        ("selection.similarity", scenario.selection.similarity, SIMILARITIES),
+    ]
