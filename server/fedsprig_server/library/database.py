@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,13 +46,15 @@ class Database:
             )
         except (ModuleNotFoundError, SQLAlchemyError) as error:
             raise LibraryError(
-                f"cannot use {url.drivername}: {error}; install its driver or use a folder"
+                f"cannot use {url.drivername}: {_cause(error)}; install its driver or use a folder"
             ) from error
         if self._lite:
             _configure_sqlite(self._engine)
         self._writer = self._engine.execution_options(fedsprig_write=True)
         with _named_errors(self.name), self._writer.begin() as connection:
             self._prepare(connection)
+        if self._lite:
+            self._log_ahead()
 
     @contextmanager
     def reading(self) -> Iterator[Session]:
@@ -88,6 +92,19 @@ class Database:
     def close(self) -> None:
         """Close all connections."""
         self._engine.dispose()
+
+    def _log_ahead(self) -> None:
+        """Switch to the write-ahead log, which lets readers go on while one writes.
+
+        Only now, when the file is known to be ours: the switch is written into it. It needs the
+        file for itself; where another process has it, that one (or the next to open) switches.
+        """
+        connection = self._engine.raw_connection()
+        try:
+            with contextlib.suppress(sqlite3.OperationalError):
+                connection.cursor().execute("PRAGMA journal_mode = WAL")
+        finally:
+            connection.close()
 
     def _prepare(self, connection: Connection) -> None:
         tables = set(inspect(connection).get_table_names())
@@ -132,8 +149,13 @@ def _named_errors(name: str) -> Iterator[None]:
     try:
         yield
     except SQLAlchemyError as error:
-        cause = str(getattr(error, "orig", None) or error).splitlines()[0]
-        raise LibraryError(f"the library {name} failed: {cause}; check disk and access") from error
+        raise LibraryError(
+            f"the library {name} failed: {_cause(error)}; check disk and access"
+        ) from error
+
+
+def _cause(error: Exception) -> str:
+    return str(getattr(error, "orig", None) or error).partition("\n")[0]
 
 
 def _configure_sqlite(engine: Engine) -> None:
@@ -143,7 +165,6 @@ def _configure_sqlite(engine: Engine) -> None:
         # first write), where waiting for another writer is no longer possible.
         connection.isolation_level = None
         cursor = connection.cursor()
-        cursor.execute("PRAGMA journal_mode = WAL")
         cursor.execute("PRAGMA synchronous = FULL")
         cursor.execute("PRAGMA foreign_keys = ON")
         cursor.close()
