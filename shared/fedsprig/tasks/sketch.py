@@ -38,7 +38,7 @@ def sketch(
         model: The probe. It is used in evaluation mode and handed back in the mode it came in.
         plan: The probe's own group plan where the fingerprint is wanted, else ``None``.
         head: Module path of its classifier, whose input ``[n, features]`` the features are.
-        images: Preprocessed pictures, float ``[n, 3, height, width]``, on the model's device.
+        images: Preprocessed pictures, float ``[n, 3, height, width]``, on any device.
         labels: int64 ``[n]``, from 0 to ``len(classes) - 1``.
         classes: A name by class; empty texts keep the names private.
         noise: Standard deviation of Gaussian noise on every coordinate of a prototype and of the
@@ -120,22 +120,28 @@ def _measure(
     """Sums of features ``[classes, features]`` and mean absolute activations ``[units]``."""
     import torch
 
+    from fedsprig.training.modes import device_of, keeping_modes, labelled_batches, on_device
+
     seen: list[Tensor] = []
     groups = [np.zeros(group.units) for group in plan.groups] if plan else []
-    try:
-        with _watching(model, plan, head, seen, groups), torch.inference_mode():
-            sums: NDArray[np.float64] | None = None
-            for start in range(0, len(images), BATCH):
-                seen.clear()
-                model(images[start : start + BATCH])
-                features = _features(seen, head, len(images[start : start + BATCH]))
-                if sums is None:
-                    sums = np.zeros((classes, features.shape[1]))
-                np.add.at(sums, labels[start : start + BATCH].cpu().numpy(), features)
-    except AttributeError as error:
-        raise SketchError(f"the probe lacks a module: {error}; use the plan it came with") from None
-    assert sums is not None  # noqa: S101 - there is at least one picture
-    return sums, np.concatenate(groups) / len(images) if groups else np.zeros(0)
+    sums: dict[int, NDArray[np.float64]] = {}
+    device = device_of(model)
+    with (
+        keeping_modes(model),
+        _watching(model, plan, head, seen, groups),
+        torch.inference_mode(),
+    ):
+        model.eval()
+        for batch, batch_labels in labelled_batches(images, labels, BATCH):
+            seen.clear()
+            model(on_device(batch, device))
+            rows = batch_labels.cpu().numpy()
+            features = _features(seen, head, len(batch))
+            for label in np.unique(rows):
+                sums[label] = sums.get(label, 0.0) + features[rows == label].sum(axis=0)
+    width = len(next(iter(sums.values())))
+    whole = np.stack([sums.get(label, np.zeros(width)) for label in range(classes)])
+    return whole, np.concatenate(groups) / len(images) if groups else np.zeros(0)
 
 
 def _features(seen: list[Tensor], head: str, pictures: int) -> NDArray[np.float64]:
@@ -161,41 +167,50 @@ def _watching(
     """Put the head's input into ``seen`` and add activations to ``groups`` while this is open."""
     if not head:
         raise SketchError("a sketch needs the probe's classifier: pass its module path as head")
-    training = model.training
     handles: list[Any] = []
     try:
         handles.append(
-            model.get_submodule(head).register_forward_pre_hook(
+            _module(model, head).register_forward_pre_hook(
                 lambda _module, inputs: seen.append(inputs[0].detach())
             )
         )
         for total, group in zip(groups, plan.groups if plan else (), strict=True):
             for tap in group.taps:
                 handles.append(_hook(model, tap, total, len(group.taps)))
-        model.eval()
         yield
     finally:
         for handle in handles:
             handle.remove()
-        model.train(training)
 
 
 def _hook(model: nn.Module, tap: Tap, total: NDArray[np.float64], taps: int) -> Any:
     """Add, for every unit, the sum over pictures of its mean absolute activation at one tap."""
 
     def add(value: Tensor) -> None:
-        pictures = len(value)
+        if tap.positions.max() >= value.shape[tap.axis]:
+            raise SketchError(
+                f"the plan expects a wider {tap.module}: pass the plan of the probe itself, or none"
+            )
         flat = value.detach().abs().movedim(tap.axis, 0).flatten(1)
         # Mean over everything but the axis, times the pictures: batches may differ in size.
-        channel = flat.mean(dim=1).double().cpu().numpy() * pictures
+        channel = flat.mean(dim=1).double().cpu().numpy() * len(value)
         total[:] += channel[tap.positions].mean(axis=1) / taps
 
-    module = model.get_submodule(tap.module)
+    module = _module(model, tap.module)
     if tap.where == "input":
         before: Callable[..., None] = lambda _module, inputs: add(inputs[0])  # noqa: E731
         return module.register_forward_pre_hook(before)
     after: Callable[..., None] = lambda _module, _inputs, output: add(output)  # noqa: E731
     return module.register_forward_hook(after)
+
+
+def _module(model: nn.Module, path: str) -> nn.Module:
+    try:
+        return model.get_submodule(path)
+    except AttributeError:
+        raise SketchError(
+            f"the probe has no module {path!r}: use the plan and head it came with"
+        ) from None
 
 
 __all__ = ["TaskSketch", "probe_digest", "sketch"]
