@@ -8,14 +8,13 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from fedsprig.adapters import ADAPTERS
-from fedsprig.errors import FedsprigError, ScenarioError
+from fedsprig.errors import ScenarioError, UnknownNameError
 from fedsprig.models import describe
 from fedsprig.scoring import SCORERS
 from fedsprig.tasks.similarity import SIMILARITIES
 from fedsprig.training.cameras import camera
 from fedsprig.updates.codecs import CODECS
 from fedsprig_sim.scenario import Scenario
-from fedsprig_sim.sections import TaskSection
 from fedsprig_sim.spelling import unknown
 
 
@@ -31,14 +30,14 @@ def check_names(scenario: Scenario) -> None:
         if name not in known:
             raise ScenarioError(f"{scenario.name}: {unknown(key, name, known)}")
     library = scenario.library
-    for task in (*library.tasks, *library.draws, *scenario.tasks, *scenario.draws):
-        named = (task.camera,) if isinstance(task, TaskSection) else task.cameras
-        title = task.name if isinstance(task, TaskSection) else task.prefix
-        for name in named:
-            try:
-                camera(name)
-            except FedsprigError as error:
-                raise type(error)(f"{scenario.name}: task {title}: {error}") from None
+    named = [(task.name, task.camera) for task in (*library.tasks, *scenario.tasks)]
+    draws = (*library.draws, *scenario.draws)
+    named += [(draw.prefix, name) for draw in draws for name in draw.cameras]
+    for task, name in named:
+        try:
+            camera(name)
+        except UnknownNameError as error:
+            raise UnknownNameError(f"{scenario.name}: task {task}: {error}") from None
 
 
 def _registered(scenario: Scenario) -> list[tuple[str, str, Collection[str]]]:
