@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import threading
+from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from sqlalchemy import select
 
@@ -20,7 +22,9 @@ from fedsprig_server.library.tables import BaseRow, EntryRow, MaskRow
 if TYPE_CHECKING:
     from fedsprig.masks.scores import ScoreSet
 
-_ENTRY_FIELDS = (
+SCORES_KEPT_BYTES: Final = 128 << 20
+_NAMES_A_QUERY: Final = 500
+_ENTRY_FIELDS: Final = (
     "name",
     "base",
     "plan",
@@ -41,6 +45,7 @@ class EntryStore(Store):
         """Open; see :class:`Store`."""
         super().__init__(location, blobs=blobs)
         self._indices: dict[str, tuple[int, SketchIndex]] = {}
+        self._scores: OrderedDict[tuple[str, str], ScoreSet] = OrderedDict()
         self._lock = threading.Lock()
 
     def add_base(self, record: BaseRecord) -> None:
@@ -122,6 +127,23 @@ class EntryStore(Store):
                 raise LibraryError(f"the library has no entry {name!r:.80}: list its entries")
             return _entry(row)
 
+    def entries_named(self, names: Sequence[str]) -> list[Entry]:
+        """Many entries by name, in the order of the names; a few queries, however many.
+
+        Raises:
+            LibraryError: One of them is not there.
+        """
+        found: dict[str, Entry] = {}
+        with self.database.reading() as session:
+            for start in range(0, len(names), _NAMES_A_QUERY):
+                some = names[start : start + _NAMES_A_QUERY]
+                query = select(EntryRow).where(EntryRow.name.in_(some))
+                found.update((row.name, _entry(row)) for row in session.scalars(query))
+        for name in names:
+            if name not in found:
+                raise LibraryError(f"the library has no entry {name!r:.80}: list its entries")
+        return [found[name] for name in names]
+
     def index(self, base: str) -> SketchIndex:
         """The sketches of a base model's entries, ready for search.
 
@@ -143,7 +165,7 @@ class EntryStore(Store):
             return index
 
     def scores(self, entry: Entry, plan: GroupPlan) -> ScoreSet:
-        """The score set of an entry.
+        """The score set of an entry; the last used ones are kept in memory.
 
         Raises:
             PlanError: The entry follows another plan.
@@ -155,7 +177,18 @@ class EntryStore(Store):
                 f"entry {entry.name!r} follows plan {entry.plan[:12]}, not {plan.digest[:12]}: "
                 "use the base model that it was made with"
             )
-        return ScoreSet.from_bytes(self.blobs.get(entry.scores), plan)
+        key = (entry.scores, entry.plan)
+        with self._lock:
+            if key in self._scores:
+                self._scores.move_to_end(key)
+                return self._scores[key]
+        made = ScoreSet.from_bytes(self.blobs.get(entry.scores), plan)
+        with self._lock:
+            self._scores[key] = made
+            kept = max(1, SCORES_KEPT_BYTES // max(1, made.flat.nbytes))
+            while len(self._scores) > kept:
+                self._scores.popitem(last=False)
+        return made
 
 
 def _checked(entry: Entry) -> Entry:

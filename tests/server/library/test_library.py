@@ -16,12 +16,16 @@ import pytest
 from fedsprig.errors import (
     LibraryError,
     NewerSchemaError,
+    PlanError,
     ProbeMismatchError,
     RoundConflictError,
     SketchError,
 )
+from fedsprig.graph import AxisMap, Group, GroupPlan
+from fedsprig.masks import ScoreSet
 from fedsprig.tasks import TaskSketch
 from fedsprig_server.library import BaseRecord, Entry, Library, Run
+from fedsprig_server.library import entries as entries_module
 
 PROBE, PLAN = "a" * 64, "b" * 64
 
@@ -77,6 +81,47 @@ def test_entries_come_back_as_they_were_in_the_order_they_came(library: Library)
         assert again.entry("a") == made[1]
         with pytest.raises(LibraryError, match="no entry 'q'"):
             again.entry("q")
+
+
+def test_many_entries_come_by_name_in_the_order_asked(
+    library: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(entries_module, "_NAMES_A_QUERY", 2)
+    made = {name: entry(library, name, seed) for seed, name in enumerate("abcde")}
+    for item in made.values():
+        library.add_entry(item)
+    assert library.entries_named(["d", "a", "e"]) == [made["d"], made["a"], made["e"]]
+    assert library.entries_named([]) == []
+    with pytest.raises(LibraryError, match="no entry 'q'"):
+        library.entries_named(["a", "q"])
+
+
+def test_scores_follow_a_plan_and_the_last_used_stay_in_memory(
+    library: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = _plan()
+    sets = [ScoreSet({"g": np.arange(4, dtype=np.float32) + n}) for n in range(3)]
+    made = [
+        entry(library, f"t{n}", plan=plan.digest, scores=library.blobs.put(item.to_bytes()))
+        for n, item in enumerate(sets)
+    ]
+    monkeypatch.setattr(entries_module, "SCORES_KEPT_BYTES", 2 * sets[0].flat.nbytes)
+    first = library.scores(made[0], plan)
+    second = library.scores(made[1], plan)
+    assert library.scores(made[0], plan) is first
+    assert library.scores(made[2], plan) == sets[2]  # the second was used longest ago
+    assert library.scores(made[0], plan) is first
+    again = library.scores(made[1], plan)
+    assert again is not second
+    assert again == second == sets[1]
+    with pytest.raises(PlanError, match="follows plan bbbb"):
+        library.scores(replace(made[0], plan=PLAN), plan)
+
+
+def _plan() -> GroupPlan:
+    positions = np.arange(4, dtype=np.int32)[:, None]
+    group = Group("g", 4, "inner", (AxisMap("w", 0, positions, "out"),), ())
+    return GroupPlan("net", (1, 3, 8, 8), "", (group,), {"w": (4, 3)}, {}, {}, {})
 
 
 def test_the_same_entry_again_does_nothing_and_another_is_refused(library: Library) -> None:
