@@ -9,7 +9,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from fedsprig_sim.report.wording import human_bytes, notes, percent, summary_sentence
+from fedsprig_sim.report.wording import human_bytes, listed, notes, percent, summary_sentence
 from fedsprig_sim.result import ARMS, ArmName, Result, TaskRecord
 
 _HEADINGS: dict[ArmName, str] = {
@@ -18,12 +18,11 @@ _HEADINGS: dict[ArmName, str] = {
     "random": "random",
     "full_finetune": "whole\nbase",
 }
-_KEY = (
-    "kept: share of units / parameters / multiply-accumulates. Bytes and seconds are those of one "
-    "device. Accuracy in % on held-out pictures: one-shot right after the cut, then after "
-    "fine-tuning, beside the same budgets cut by magnitude and at random, and the whole base model "
-    "fine-tuned."
-)
+_RIVALS: dict[ArmName, str] = {
+    "magnitude": "the same budgets cut by weight magnitude",
+    "random": "the same budgets cut at random",
+    "full_finetune": "the whole base model fine-tuned",
+}
 
 
 def result_table(result: Result, *, gap: int = 1) -> RenderableType:
@@ -51,9 +50,18 @@ def result_table(result: Result, *, gap: int = 1) -> RenderableType:
         table.add_row(Text(task.name + mark), *_cells(task, arms))
     table.add_section()
     table.add_row(Text("mean", style="bold"), *_mean_cells(result, arms))
-    lines: list[RenderableType] = [Text(summary_sentence(result)), Text(), table, Text(_KEY)]
+    lines: list[RenderableType] = [Text(summary_sentence(result)), Text(), table, Text(_key(arms))]
     lines += [Text(f"[{number}] {note}") for number, note in enumerate(caveats, 1)]
     return Group(*lines)
+
+
+def _key(arms: list[ArmName]) -> str:
+    rivals = [_RIVALS[arm] for arm in arms if arm in _RIVALS]
+    return (
+        "kept: share of units / parameters / multiply-accumulates. Bytes and seconds are those of "
+        "one device. Accuracy in % on held-out pictures: one-shot right after the cut, then after "
+        f"fine-tuning{', beside ' if rivals else ''}{listed(rivals)}."
+    )
 
 
 def print_table(result: Result) -> None:

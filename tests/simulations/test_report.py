@@ -5,9 +5,11 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fedsprig_sim.report import render
-from fedsprig_sim.report.charts import strip
+from fedsprig_sim.report.charts import _scale, strip
 from fedsprig_sim.report.wording import difference, human_bytes, summary_sentence
 from fedsprig_sim.result import GroupKept, Result
 
@@ -126,6 +128,16 @@ def test_a_strip_has_a_cell_for_every_kept_unit(kept: list[bool], runs: int) -> 
     drawn = strip(GroupKept(name="g", kind="inner", units=len(kept), bits=bits))
     assert drawn.count("M") == runs
     assert f'aria-label="{sum(kept)} of 5 units kept"' in drawn
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=20))
+def test_an_axis_holds_its_values_and_hides_no_scale(values: list[float]) -> None:
+    low, high, ticks = _scale(values)
+    assert low - 1e-9 <= min(values) <= max(values) <= high + 1e-9
+    assert high - low > 0.0999
+    assert ticks[0] == low
+    assert ticks[-1] == pytest.approx(high)
+    assert 2 <= len(ticks) <= 7
 
 
 def test_a_long_strip_is_drawn_in_runs() -> None:

@@ -178,9 +178,15 @@ def _svg(width: float, height: float, parts: Sequence[str], title: str) -> Marku
 
 
 def _scale(values: Sequence[float]) -> tuple[float, float, list[float]]:
-    """Ends and ticks of an axis of accuracies: round numbers, at most seven, around all values."""
+    """Ends and ticks of an axis of accuracies: round numbers, at most seven, around all values.
+
+    It spans ten points at least, so that no small difference looks like a large one.
+    """
     low, high = min(values), max(values)
-    for step in (0.01, 0.02, 0.05, 0.1, 0.2):
+    span = max(0.1, high - low)
+    low = min(max(0.0, (low + high - span) / 2), 1 - span)
+    high = low + span
+    for step in (0.02, 0.05, 0.1, 0.2):
         first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
         if last - first <= 6:
             break

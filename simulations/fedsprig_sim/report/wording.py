@@ -58,7 +58,7 @@ def summary_sentence(result: Result) -> str:
         )
         if arm in means
     ]
-    compared = f": {_listed(comparisons)}" if comparisons else ""
+    compared = f": {listed(comparisons)}" if comparisons else ""
     share = round(1 / summary["update_share"]) if summary["update_share"] else 0
     largest = max(task.update_bytes for task in result.tasks)
     devices = counted(sum(task.devices for task in result.tasks), "device")
@@ -71,5 +71,6 @@ def summary_sentence(result: Result) -> str:
     )
 
 
-def _listed(parts: list[str]) -> str:
-    return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
+def listed(parts: list[str]) -> str:
+    """``a``, ``a and b``, ``a, b and c``."""
+    return " and ".join([*filter(None, [", ".join(parts[:-1])]), *parts[-1:]])
