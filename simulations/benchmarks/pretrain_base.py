@@ -2,12 +2,13 @@
 
     python simulations/benchmarks/pretrain_base.py CIFAR100.npz OUT_FOLDER
 
-The other 40 classes stay unseen: 20 for library tasks and 20 for new tasks, so that scenarios can draw both from pictures
-that the base never saw. In each of the 20 superclasses three classes go to the base and one to each of the others (drawn
-with seed 0). Nothing is selected on the test pictures: the last epoch is what is written.
+The other 40 classes stay unseen: 20 for library tasks and 20 for new tasks, so that scenarios can
+draw both from pictures that the base never saw. In each of the 20 superclasses three classes go to
+the base and one to each of the others (drawn with seed 0). Nothing is selected on the test
+pictures: the last epoch is what is written.
 
-The archive holds ``x_train, y_train, x_test, y_test, classes`` and ``superclasses`` (one per class). Interrupted runs go on
-from the last epoch's checkpoint.
+The archive holds ``x_train, y_train, x_test, y_test, classes`` and ``superclasses`` (one per
+class). Interrupted runs go on from the last epoch's checkpoint.
 """
 
 from __future__ import annotations
@@ -88,7 +89,9 @@ def main() -> None:
         nesterov=True,
     )
     steps = len(x) // BATCH
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, PEAK_LR, EPOCHS * steps, pct_start=0.2)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, PEAK_LR, EPOCHS * steps, pct_start=0.2
+    )
     checkpoint, first = args.out / "checkpoint.pt", 0
     if checkpoint.exists():
         saved = torch.load(checkpoint, weights_only=True)

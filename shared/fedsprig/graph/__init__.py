@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedsprig.graph.index import KeptIndex, expand, kept_axes, kept_index, restrict
 from fedsprig.graph.plan import AxisMap, Group, GroupPlan, Tap
+from fedsprig.graph.shrink import shrink_plan
 
 if TYPE_CHECKING:
     from fedsprig.graph.cutting import load_small, materialize
@@ -37,6 +38,7 @@ __all__ = [
     "load_small",
     "materialize",
     "restrict",
+    "shrink_plan",
     "trace_groups",
 ]
 

@@ -33,6 +33,14 @@ def batches(images: Tensor, batch_size: int) -> Iterator[Tensor]:
         yield images[first : first + batch_size]
 
 
+def labelled_batches(
+    images: Tensor, labels: Tensor, batch_size: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Consecutive views of up to ``batch_size`` pictures with their labels."""
+    for first in range(0, len(images), batch_size):
+        yield images[first : first + batch_size], labels[first : first + batch_size]
+
+
 def on_device(images: Tensor, device: torch.device) -> Tensor:
     """A batch ``[n, c, h, w]`` on the device, channels last."""
     return images.to(device, memory_format=torch.channels_last)

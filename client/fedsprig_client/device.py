@@ -1,0 +1,224 @@
+"""The device: answers the server's messages from its own pictures and store.
+
+Every answer depends only on the request, the device's file and what the store holds, never on what
+this process did before: Flower may start a new process for each message, and a request that is sent
+twice gets the same answer twice.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedsprig.adapters import adapter_state, is_statistic, load_adapter_state
+from fedsprig.artifacts import pack
+from fedsprig.artifacts.digest import digest, state_digest
+from fedsprig.errors import MessageError, StaleUpdateError
+from fedsprig.graph import shrink_plan
+from fedsprig.models import ModelCard
+from fedsprig.scoring import score
+from fedsprig.seeds import derive_seed
+from fedsprig.subnetwork import SubNetwork, build_subnetwork
+from fedsprig.tasks import class_means, sketch
+from fedsprig.training import (
+    ImageSet,
+    TrainConfig,
+    evaluate,
+    features,
+    fit,
+    hold_out,
+    labelled_batches,
+    read,
+    recalibrate,
+    require_classes,
+    to_tensor,
+)
+from fedsprig.updates import decode_state, encode_update
+from fedsprig.wire import DESCRIBE, EVALUATE, INSTALL, PROFILE, ROUND, Envelope, parse
+from fedsprig.wire import device_pb2 as pb
+from fedsprig.wire.budgets import to_wire
+from fedsprig_client.config import DeviceConfig
+from fedsprig_client.store import DeviceStore
+
+HELD_OUT = 0.2
+SCORING_BATCH = 32
+
+
+class Device:
+    """One device; :meth:`answer` is its whole interface."""
+
+    def __init__(self, config: DeviceConfig) -> None:
+        self.config = config
+        self.store = DeviceStore(config.store)
+        self._answers: Mapping[str, Callable[[Envelope], Envelope]] = {
+            PROFILE: self._profile,
+            DESCRIBE: self._describe,
+            INSTALL: self._install,
+            ROUND: self._round,
+            EVALUATE: self._evaluate,
+        }
+
+    @classmethod
+    def open(cls, path: Path) -> Device:
+        """The device of a file; see :mod:`fedsprig_client.config`."""
+        return cls(DeviceConfig.load(path))
+
+    def answer(self, request: Envelope) -> Envelope:
+        """Answer one message.
+
+        Raises:
+            FedsprigError: The request is refused or the device's data cannot be used, by name.
+        """
+        if request.kind not in self._answers:
+            raise MessageError(
+                f"no message is called {request.kind!r}: "
+                "server and device must run the same release"
+            )
+        # The number of threads belongs to the calling thread, and results depend on it.
+        torch.set_num_threads(self.config.threads or os.cpu_count() or 1)
+        return self._answers[request.kind](request)
+
+    @cached_property
+    def pictures(self) -> ImageSet:
+        """The pictures that the device trains on."""
+        return self._split[0]
+
+    @cached_property
+    def _split(self) -> tuple[ImageSet, ImageSet]:
+        data = read(**self.config.data)
+        require_classes(data)
+        if self.config.evaluation is None:
+            return hold_out(data, HELD_OUT, seed=derive_seed(0, "held out", self.config.name))
+        check = read(**self.config.evaluation)
+        return data, check.only(data.classes)
+
+    def _tensors(self, card: ModelCard, data: ImageSet) -> tuple[Tensor, Tensor]:
+        return to_tensor(data.images, card), torch.from_numpy(data.labels)
+
+    def _profile(self, request: Envelope) -> Envelope:
+        parse(pb.ProfileRequest, request.body)
+        reply = pb.ProfileReply(
+            device=self.config.name,
+            task=self.config.task,
+            classes=self.pictures.classes,
+            pictures=len(self.pictures),
+            budget=to_wire(dict(self.config.budget)),
+            cores=os.cpu_count() or 1,
+            memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+            plans=self.store.plans(),
+        )
+        return Envelope(PROFILE, reply.SerializeToString())
+
+    def _describe(self, request: Envelope) -> Envelope:
+        started = time.perf_counter()
+        wanted = parse(pb.DescribeRequest, request.body)
+        if digest(request.blob) != wanted.probe:
+            raise MessageError("the probe is another than the message names: send it again")
+        probe = self._build(request.blob)
+        images, labels = self._tensors(probe.card, self.pictures)
+        described = sketch(
+            probe.module,
+            shrink_plan(probe.plan, probe.mask),
+            probe.card.head,
+            images,
+            labels,
+            self.pictures.classes,
+            probe=wanted.probe,
+            noise=wanted.noise,
+            rng=np.random.default_rng(derive_seed(wanted.seed, self.config.name)),
+        )
+        reply = pb.DescribeReply(seconds=time.perf_counter() - started)
+        return Envelope(DESCRIBE, reply.SerializeToString(), described.to_bytes())
+
+    def _install(self, request: Envelope) -> Envelope:
+        started = time.perf_counter()
+        wanted = parse(pb.InstallRequest, request.body)
+        network = self._build(request.blob)
+        self.store.keep_package(wanted.run, request.blob)
+        images, labels = self._tensors(network.card, self.pictures)
+        recalibrate(network.module, images)
+        vectors = features(network.module, network.card.head, images)
+        means, counts = class_means(vectors.numpy(), labels.numpy(), len(self.pictures.classes))
+        arrays = {
+            f"statistics/{name}": value.numpy()
+            for name, value in adapter_state(network.module).items()
+            if is_statistic(name)
+        }
+        arrays |= {"prototypes": means.astype(np.float32), "counts": counts}
+        reply = pb.InstallReply(pictures=len(labels), seconds=time.perf_counter() - started)
+        return Envelope(INSTALL, reply.SerializeToString(), pack(arrays))
+
+    def _round(self, request: Envelope) -> Envelope:
+        started = time.perf_counter()
+        wanted = parse(pb.RoundRequest, request.body)
+        network, received = self._load(wanted.run, wanted.adapter, request.blob)
+        reply = pb.RoundReply(pictures=len(self.pictures))
+        if wanted.evaluate:
+            reply.evaluation.CopyFrom(self._check(network))
+        images, labels = self._tensors(network.card, self.pictures)
+        report = fit(
+            network.module,
+            images,
+            labels,
+            _train_config(wanted.training),
+            seed=derive_seed(wanted.seed, self.config.name, str(wanted.round)),
+        )
+        recalibrate(network.module, images)
+        trained = adapter_state(network.module)
+        delta = {name: trained[name].numpy() - value for name, value in received.items()}
+        update = encode_update(delta, base_digest=wanted.adapter, codec=wanted.codec)
+        reply.loss = report.losses[-1]
+        reply.seconds = time.perf_counter() - started
+        return Envelope(ROUND, reply.SerializeToString(), update)
+
+    def _evaluate(self, request: Envelope) -> Envelope:
+        started = time.perf_counter()
+        wanted = parse(pb.EvaluateRequest, request.body)
+        network, _ = self._load(wanted.run, wanted.adapter, request.blob)
+        reply = pb.EvaluateReply(evaluation=self._check(network))
+        blob = b""
+        if wanted.scorer:
+            images, labels = self._tensors(network.card, self.pictures)
+            batches = labelled_batches(images, labels, SCORING_BATCH)
+            plan = shrink_plan(network.plan, network.mask)
+            blob = score(wanted.scorer, network.module, plan, batches).to_bytes()
+        reply.seconds = time.perf_counter() - started
+        return Envelope(EVALUATE, reply.SerializeToString(), blob)
+
+    def _check(self, network: SubNetwork) -> pb.Evaluation:
+        images, labels = self._tensors(network.card, self._split[1])
+        found = evaluate(network.module, images, labels)
+        return pb.Evaluation(accuracy=found.accuracy, loss=found.loss, pictures=found.pictures)
+
+    def _build(self, package: bytes) -> SubNetwork:
+        network = build_subnetwork(package, plan_of=self.store.plan)
+        self.store.keep_plan(parse(pb.SubNetwork, package).plan)
+        return network
+
+    def _load(self, run: str, wanted: str, blob: bytes) -> tuple[SubNetwork, dict[str, np.ndarray]]:
+        network = self._build(self.store.package(run))
+        received = decode_state(blob)
+        if state_digest(received) != wanted:
+            raise StaleUpdateError("the adapter is another than the message names: send it again")
+        load_adapter_state(network.module, {k: torch.from_numpy(v) for k, v in received.items()})
+        return network, received
+
+
+def _train_config(wanted: pb.LocalTraining) -> TrainConfig:
+    return TrainConfig(
+        steps=wanted.steps or None,
+        epochs=None if wanted.steps else wanted.epochs,
+        batch_size=wanted.batch_size,
+        learning_rate=wanted.learning_rate,
+        momentum=wanted.momentum,
+        weight_decay=wanted.weight_decay,
+        schedule=wanted.schedule,  # type: ignore[arg-type]
+        augment=wanted.augment,  # type: ignore[arg-type]
+    )

@@ -1,0 +1,136 @@
+"""The server's settings, in one JSON file: a restarted process goes on with the same ones."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from fedsprig.errors import RunError
+from fedsprig.subnetwork import AdapterConfig
+
+ARMS = ("one_shot", "magnitude", "random", "full_finetune")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundsConfig:
+    """How a cohort trains.
+
+    Attributes:
+        count: Rounds.
+        epochs: Passes of each device over its pictures in a round.
+        steps: Optimiser steps in a round; takes the place of ``epochs`` where it is not zero.
+        full_learning_rate: Learning rate of full fine-tuning, the comparison, which wants a smaller
+            one.
+        deadline_seconds: How long the server waits for the answers to one message.
+        quorum: Share of a cohort that must answer by then.
+        join_seconds: How long the server waits for the expected devices before it starts.
+    """
+
+    count: int = 3
+    epochs: int = 1
+    steps: int = 0
+    batch_size: int = 32
+    learning_rate: float = 0.05
+    full_learning_rate: float = 0.01
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    schedule: str = "constant"
+    augment: str = "none"
+    deadline_seconds: float = 600.0
+    quorum: float = 1.0
+    join_seconds: float = 60.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SelectionConfig:
+    """How neighbours become a mask; see ``fedsprig.tasks.score_mask``, ``fedsprig.masks.solve``."""
+
+    similarity: str = "prototypes"
+    temperature: float = 0.5
+    floor: float = 0.05
+    round_to: int = 1
+    protect: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerConfig:
+    """Everything that a ServerApp needs to know.
+
+    Attributes:
+        library: Folder of the library.
+        model: The base model's builder.
+        weights: Its weights, as :func:`fedsprig.models.build` takes them.
+        image_size: Side of the pictures, where it is not to be the model's usual one.
+        tasks: Expected number of devices by task.
+        arms: What each task is specialised with: ``one_shot``, and what it is compared with.
+        adapter: What devices train.
+        aggregation: ``fixed`` (A stays, B is averaged) or ``refactored`` (products are averaged).
+        update_codec: How updates are quantised.
+        adapter_codec: How the adapter is quantised on its way to the devices.
+        weights_codec: How the sub-network's weights are quantised on their way to the devices.
+        publish: Whether finished one-shot tasks become library entries.
+        scorer: What devices score their units with when a task is published.
+        sketch_noise: Standard deviation of the noise that devices add to their class means.
+        poll_seconds: Pause between two looks for answers.
+    """
+
+    library: Path
+    model: str
+    weights: str | None
+    image_size: int | None
+    tasks: dict[str, int]
+    seed: int = 0
+    arms: tuple[str, ...] = ("one_shot",)
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    rounds: RoundsConfig = field(default_factory=RoundsConfig)
+    selection: SelectionConfig = field(default_factory=SelectionConfig)
+    aggregation: Literal["fixed", "refactored"] = "fixed"
+    update_codec: str = "int8"
+    adapter_codec: str = "float16"
+    weights_codec: str = "float16"
+    publish: bool = True
+    scorer: str = "taylor"
+    sketch_noise: float = 0.0
+    poll_seconds: float = 0.2
+
+    def __post_init__(self) -> None:
+        """Check what the types cannot say."""
+        if unknown := [arm for arm in self.arms if arm not in ARMS]:
+            raise RunError(f"no arm is called {unknown[0]!r}: use {', '.join(ARMS)}")
+        if not 0 < self.rounds.quorum <= 1:
+            raise RunError(f"quorum {self.rounds.quorum}: use a share above 0 and at most 1")
+        if not self.tasks or min(self.tasks.values()) < 1:
+            raise RunError("no task is expected, or one without devices: name at least one of each")
+
+    def save(self, path: Path) -> None:
+        """Write the settings as JSON."""
+        path.write_text(json.dumps(asdict(self), indent=2, default=str) + "\n")
+
+    @classmethod
+    def load(cls, path: Path) -> ServerConfig:
+        """Read settings.
+
+        Raises:
+            RunError: The file cannot be read or does not hold server settings.
+        """
+        try:
+            raw = json.loads(path.read_text())
+            return cls(
+                **{
+                    **raw,
+                    "library": Path(raw["library"]),
+                    "arms": tuple(raw["arms"]),
+                    "adapter": AdapterConfig(**raw["adapter"]),
+                    "rounds": RoundsConfig(**raw["rounds"]),
+                    "selection": _selection(raw["selection"]),
+                }
+            )
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            known = ", ".join(item.name for item in fields(cls))
+            raise RunError(f"{path}: no server settings ({error}); keys are {known}") from error
+
+
+def _selection(raw: dict[str, Any]) -> SelectionConfig:
+    return SelectionConfig(**{**raw, "protect": tuple(raw.get("protect", ()))})

@@ -1,0 +1,170 @@
+"""Filling a library from tasks that the operator has pictures for."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fedsprig.artifacts.digest import digest
+from fedsprig.graph import shrink_plan
+from fedsprig.models import ModelCard, replace_head
+from fedsprig.scoring import score
+from fedsprig.seeds import derive_seed
+from fedsprig.subnetwork import SubNetwork, build_subnetwork
+from fedsprig.tasks import class_means, prototype_head, sketch
+from fedsprig.training import (
+    ImageSet,
+    TrainConfig,
+    evaluate,
+    features,
+    fit,
+    labelled_batches,
+    recalibrate,
+    require_classes,
+    to_tensor,
+)
+from fedsprig_server.base import Base
+from fedsprig_server.library import BaseRecord, Entry, Library
+
+SCORING_BATCH = 32
+PROBE_PICTURES = 512
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildConfig:
+    """How a task becomes an entry.
+
+    Attributes:
+        method: The scorer.
+        steps: Steps in which the whole base is fine-tuned on the task before its units are scored.
+    """
+
+    method: str = "taylor"
+    steps: int = 40
+    batch_size: int = 32
+    learning_rate: float = 0.02
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class LibraryTask:
+    """A task with its pictures."""
+
+    name: str
+    pictures: ImageSet
+
+
+def build_library(
+    library: Library,
+    base: Base,
+    tasks: Sequence[LibraryTask],
+    config: BuildConfig,
+    *,
+    done: Callable[[str], None] = lambda name: None,
+) -> None:
+    """Add an entry for every task that has none yet, so that an interrupted build goes on.
+
+    Args:
+        library: Where entries go.
+        base: The base model.
+        tasks: What to learn from.
+        config: How.
+        done: Called with each task's name.
+
+    Raises:
+        TooFewClassesError: A task with fewer than two classes.
+    """
+    present = {entry.name for entry in library.entries(base.digest)}
+    for task in tasks:
+        require_classes(task.pictures)
+    record = library.find_base(base.digest)
+    if record is None:
+        share = max(1, PROBE_PICTURES // len(tasks))
+        images = torch.cat([_tensors(task.pictures, base.card)[0][:share] for task in tasks])
+        record = BaseRecord(
+            digest=base.digest,
+            model=base.plan.model,
+            plan=library.blobs.put(base.plan.to_bytes()),
+            probe=library.blobs.put(base.probe(images)),
+        )
+        library.add_base(record)
+    probe_bytes = library.blobs.get(record.probe)
+    probe = build_subnetwork(probe_bytes, plan_of=lambda _: None)
+    for task in tasks:
+        if task.name not in present:
+            library.add_entry(_entry(library, base, probe, digest(probe_bytes), task, config))
+        done(task.name)
+
+
+def _entry(
+    library: Library,
+    base: Base,
+    probe: SubNetwork,
+    probe_digest: str,
+    task: LibraryTask,
+    config: BuildConfig,
+) -> Entry:
+    images, labels = _tensors(task.pictures, base.card)
+    described = sketch(
+        probe.module,
+        shrink_plan(probe.plan, probe.mask),
+        base.card.head,
+        images,
+        labels,
+        task.pictures.classes,
+        probe=probe_digest,
+    )
+    seed = derive_seed(config.seed, "library", task.name)
+    module = _started(base, images, labels, len(task.pictures.classes))
+    if config.steps:
+        training = TrainConfig(
+            steps=config.steps,
+            epochs=None,
+            batch_size=config.batch_size,
+            learning_rate=config.learning_rate,
+        )
+        fit(module, images, labels, training, seed=seed)
+        recalibrate(module, images)
+    batches = labelled_batches(images, labels, SCORING_BATCH)
+    scores = score(config.method, module, base.plan, batches)
+    return Entry(
+        name=task.name,
+        base=base.digest,
+        plan=base.plan.digest,
+        method=config.method,
+        sketch=library.blobs.put(described.to_bytes()),
+        scores=library.blobs.put(scores.to_bytes()),
+        masks={},
+        adapter=None,
+        metrics={"training_accuracy": evaluate(module, images, labels).accuracy},
+        lineage={
+            "pictures": len(labels),
+            "classes": list(task.pictures.classes),
+            "steps": config.steps,
+            "learning_rate": config.learning_rate,
+            "seed": config.seed,
+        },
+        created=time.time(),
+    )
+
+
+def _tensors(pictures: ImageSet, card: ModelCard) -> tuple[Tensor, Tensor]:
+    return to_tensor(pictures.images, card), torch.from_numpy(pictures.labels)
+
+
+def _started(base: Base, images: Tensor, labels: Tensor, classes: int) -> nn.Module:
+    """The base on a task's pictures: statistics recalibrated, a head from class means."""
+    module = replace_head(copy.deepcopy(base.module), base.card, classes)
+    recalibrate(module, images)
+    found = features(module, base.card.head, images).numpy()
+    weight, bias = prototype_head(*class_means(found, labels.numpy(), classes))
+    head = module.get_submodule(base.card.head)
+    with torch.no_grad():
+        for parameter, value in zip(head.parameters(), (weight, bias), strict=False):
+            parameter.copy_(torch.from_numpy(value).reshape(parameter.shape))
+    return module

@@ -1,0 +1,86 @@
+"""From a sketch to a mask: find the neighbours, score the units, solve for the budget."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fedsprig.masks import Budget, Mask, ScoreSet, solve
+from fedsprig.scoring import score
+from fedsprig.seeds import derive_seed
+from fedsprig.tasks import Neighbour, TaskSketch, nearest, neighbour_weights, score_mask
+from fedsprig_server.base import Base
+from fedsprig_server.config import SelectionConfig
+from fedsprig_server.library import Library
+
+MAX_NEIGHBOURS = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A library task near a new one, and its share of the new task's score mask."""
+
+    name: str
+    similarity: float
+    weight: float
+
+
+def find(
+    sketch: TaskSketch, library: Library, base: Base, selection: SelectionConfig
+) -> list[tuple[Found, Neighbour]]:
+    """The nearest library tasks, best first, with their shares.
+
+    All entries take part (at most ``MAX_NEIGHBOURS``): the temperature, not a cut-off, decides how
+    far the mask listens.
+
+    Raises:
+        LibraryError: The library has no entry for this base model.
+    """
+    index = library.index(base.digest)
+    hits = nearest(sketch, index, similarity=selection.similarity, count=MAX_NEIGHBOURS)
+    shares = neighbour_weights([hit.similarity for hit in hits], selection.temperature)
+    entries = library.entries_named([hit.name for hit in hits])
+    found = []
+    for hit, entry, share in zip(hits, entries, shares, strict=True):
+        neighbour = Neighbour(hit.name, hit.similarity, library.scores(entry, base.plan))
+        found.append((Found(hit.name, hit.similarity, float(share)), neighbour))
+    return found
+
+
+def arm_scores(
+    arm: str,
+    sketch: TaskSketch,
+    neighbours: Sequence[Neighbour],
+    base: Base,
+    selection: SelectionConfig,
+    *,
+    seed: int,
+    task: str,
+) -> ScoreSet | None:
+    """The score set of an arm; ``None`` where nothing is pruned (``full_finetune``)."""
+    if arm == "one_shot":
+        return score_mask(sketch, neighbours, temperature=selection.temperature)
+    if arm == "full_finetune":
+        return None
+    if arm == "random":
+        return score("random", base.module, base.plan, (), seed=derive_seed(seed, "random", task))
+    return score(arm, base.module, base.plan, ())
+
+
+def cut(scores: ScoreSet | None, base: Base, budget: Budget, selection: SelectionConfig) -> Mask:
+    """The mask for one budget; budgets that are nested get nested masks.
+
+    Raises:
+        InfeasibleBudgetError: No mask meets the budget.
+    """
+    if scores is None:
+        return Mask.full(base.plan)
+    return solve(
+        scores,
+        base.plan,
+        budget,
+        floor=selection.floor,
+        round_to=selection.round_to,
+        protect=selection.protect,
+        peak_bytes=base.peak_bytes,
+    )

@@ -1,0 +1,445 @@
+"""One task from its devices' sketches to a published library entry, once for every arm.
+
+Each step is committed to the library before the next one starts. A server that was killed finds the
+last committed step and goes on from there; the devices answer a repeated request as they answered
+it the first time, so the result is the same.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsprig.artifacts import unpack
+from fedsprig.artifacts.digest import digest, state_digest
+from fedsprig.errors import FedsprigError, RunError
+from fedsprig.graph import KeptIndex, kept_index, shrink_plan
+from fedsprig.masks import Mask, ScoreSet
+from fedsprig.subnetwork import AdapterConfig, pack_subnetwork
+from fedsprig.tasks import TaskSketch, prototype_head
+from fedsprig.updates import decode_state, decode_update, encode_state
+from fedsprig.wire import DESCRIBE, EVALUATE, INSTALL, ROUND, Envelope, parse
+from fedsprig.wire import device_pb2 as pb
+from fedsprig_server.aggregation import Contribution
+from fedsprig_server.base import Base
+from fedsprig_server.cohort_state import Aggregation, CohortState, head_names
+from fedsprig_server.config import ServerConfig
+from fedsprig_server.ledger import Ledger
+from fedsprig_server.library import Library, Run
+from fedsprig_server.lobby import Member
+from fedsprig_server.one_shot import arm_scores, cut, find
+from fedsprig_server.scheduler import Answer, Ask, Flow
+from fedsprig_server.transport import Request
+
+Array = NDArray[Any]
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """The mask of one device."""
+
+    mask: Mask
+    index: KeptIndex
+
+    @property
+    def stratum(self) -> str:
+        """Devices of one stratum have the same network."""
+        return self.mask.digest
+
+
+class Specialisation:
+    """The flow of one task; :meth:`run` is what the scheduler drives."""
+
+    def __init__(
+        self,
+        task: str,
+        members: Sequence[Member],
+        base: Base,
+        library: Library,
+        config: ServerConfig,
+        *,
+        probe: bytes,
+    ) -> None:
+        self.task = task
+        self._members = {member.device: member for member in members}
+        self._base = base
+        self._library = library
+        self._config = config
+        self._probe = probe
+        self._num_classes = len(members[0].classes)
+        self._holding = {m.device for m in members if base.plan.digest in m.plans}
+        self._needed = max(1, math.ceil(config.rounds.quorum * len(members)))
+
+    def run(self) -> Flow:
+        """Describe, then every arm, each to its end."""
+        if (run := self._library.run(self.task)) is None:
+            run = yield from self._describe()
+        sketch = TaskSketch.from_bytes(self._library.blobs.get(run.state["sketch"]))
+        for arm in self._config.arms:
+            done = self._library.run(self.arm_name(arm))
+            if done is None or done.phase != "done":
+                yield from self._arm(arm, sketch, done)
+
+    def arm_name(self, arm: str) -> str:
+        """The run of an arm in the library."""
+        return f"{self.task}.{arm}"
+
+    def _describe(self) -> Generator[Ask, list[Answer], Run]:
+        """Collect the devices' sketches, merge them and find the neighbours."""
+        ledger = Ledger()
+        wanted = pb.DescribeRequest(
+            probe=digest(self._probe), noise=self._config.sketch_noise, seed=self._config.seed
+        )
+        message = Envelope(DESCRIBE, wanted.SerializeToString(), self._probe)
+        answers = yield from self._ask(dict.fromkeys(self._members, message), ledger)
+        sketches = []
+        for device, answer in answers.items():
+            ledger.worked(device, DESCRIBE, parse(pb.DescribeReply, answer.body).seconds)
+            sketches.append(TaskSketch.from_bytes(answer.blob))
+            self._holding.add(device)  # the probe brought the plan
+        sketch = TaskSketch.merge(sketches)
+        started = time.perf_counter()
+        found = find(sketch, self._library, self._base, self._config.selection)
+        neighbours = [neighbour for _, neighbour in found]
+        scores = {
+            arm: made
+            for arm in self._config.arms
+            if (
+                made := arm_scores(
+                    arm,
+                    sketch,
+                    neighbours,
+                    self._base,
+                    self._config.selection,
+                    seed=self._config.seed,
+                    task=self.task,
+                )
+            )
+            is not None
+        }
+        put = self._library.blobs.put
+        run = Run(
+            self.task,
+            "described",
+            0,
+            {"members": {name: dict(m.limits) for name, m in self._members.items()}},
+            {
+                "sketch": put(sketch.to_bytes()),
+                "scores": {arm: put(made.to_bytes()) for arm, made in scores.items()},
+                "neighbours": [
+                    {"name": near.name, "similarity": near.similarity, "weight": near.weight}
+                    for near, _ in found
+                ],
+                "server_seconds": time.perf_counter() - started,
+                "ledger": ledger.to_json(),
+            },
+        )
+        self._library.save_run(run)
+        return run
+
+    def _arm(self, arm: str, sketch: TaskSketch, done: Run | None) -> Flow:
+        """Cut, install, train and evaluate one arm, from wherever it was left."""
+        name = self.arm_name(arm)
+        adapter = self._config.adapter
+        if arm == "full_finetune":
+            adapter = AdapterConfig(kind="full", seed=adapter.seed)
+        started = time.perf_counter()
+        cuts = self._cut(arm)
+        cut_seconds = time.perf_counter() - started
+        ledger = Ledger.from_json(done.state["ledger"]) if done else Ledger()
+        installed = yield from self._install(name, cuts, adapter, ledger)
+        latest = self._library.latest_round(name)
+        if latest is None:
+            state = self._start(adapter, cuts, installed)
+            first = 0
+            self._commit(name, arm, 0, state, cuts, ledger, {"server_seconds": cut_seconds})
+        else:
+            first = latest.round
+            state = CohortState.from_bytes(self._library.blobs.get(latest.adapter))
+            ledger = Ledger.from_json(latest.state["ledger"])
+        for number in range(first + 1, self._config.rounds.count + 1):
+            state, metrics = yield from self._round(name, arm, number, state, cuts, ledger)
+            self._commit(name, arm, number, state, cuts, ledger, metrics)
+        scores = yield from self._evaluate(name, arm, state, cuts, ledger)
+        final = Run(
+            name,
+            "done",
+            self._config.rounds.count,
+            {"arm": arm, "task": self.task},
+            {
+                "ledger": ledger.to_json(),
+                "adapter": self._library.blobs.put(state.to_bytes()),
+                "masks": self._put_masks(cuts),
+                "scores": scores,
+                "server_seconds": cut_seconds,
+            },
+        )
+        self._library.save_run(final)
+
+    def _cut(self, arm: str) -> dict[str, Cut]:
+        """The mask of every device; equal budgets share one."""
+        described = self._library.run(self.task)
+        if described is None:
+            raise RunError(f"task {self.task!r} was never described: start it again")
+        plan = self._base.plan
+        stored = described.state["scores"].get(arm)
+        scores = ScoreSet.from_bytes(self._library.blobs.get(stored), plan) if stored else None
+        made: dict[str, Cut] = {}
+        cuts = {}
+        for device, member in self._members.items():
+            key = repr(member.budget)
+            if key not in made:
+                mask = cut(scores, self._base, member.budget, self._config.selection)
+                made[key] = Cut(mask, kept_index(plan, mask))
+            cuts[device] = made[key]
+        return cuts
+
+    def _install(
+        self, name: str, cuts: Mapping[str, Cut], adapter: AdapterConfig, ledger: Ledger
+    ) -> Generator[Ask, list[Answer], dict[str, dict[str, Array]]]:
+        """Send every device its sub-network; class means and statistics come back."""
+        packages: dict[tuple[str, bool], bytes] = {}
+        messages = {}
+        for device in self._members:
+            with_plan = device not in self._holding
+            key = (cuts[device].stratum, with_plan)
+            if key not in packages:
+                packages[key] = pack_subnetwork(
+                    self._base.plan,
+                    cuts[device].mask,
+                    self._base.state,
+                    num_classes=self._num_classes,
+                    adapter=adapter,
+                    codec=self._config.weights_codec,
+                    with_plan=with_plan,
+                )
+            wanted = pb.InstallRequest(run=name, seed=self._config.seed)
+            messages[device] = Envelope(INSTALL, wanted.SerializeToString(), packages[key])
+        answers = yield from self._ask(messages, ledger)
+        installed = {}
+        for device, answer in answers.items():
+            ledger.worked(device, INSTALL, parse(pb.InstallReply, answer.body).seconds)
+            installed[device] = unpack(answer.blob)[0]
+        return installed
+
+    def _start(
+        self,
+        adapter: AdapterConfig,
+        cuts: Mapping[str, Cut],
+        installed: Mapping[str, Mapping[str, Array]],
+    ) -> CohortState:
+        """The state right after the cut: base values, head from class means, own statistics."""
+        base = self._base
+        start = CohortState.start(base, adapter, num_classes=self._num_classes)
+        weight = head_names(base)[0]
+        width = base.plan.shapes[weight][1]
+        sums = np.zeros((self._num_classes, width))
+        pictures = np.zeros((self._num_classes, width))
+        counts = np.zeros(self._num_classes, np.int64)
+        contributions = []
+        for device, arrays in installed.items():
+            means, seen = arrays["prototypes"], arrays["counts"]
+            kept = cuts[device].index.get(weight, {}).get(1, np.arange(width))
+            sums[:, kept] += means * seen[:, None]
+            pictures[:, kept] += seen[:, None]
+            counts += seen
+            statistics = {
+                name.removeprefix("statistics/"): value
+                for name, value in arrays.items()
+                if name.startswith("statistics/")
+            }
+            contributions.append(self._contribution(device, statistics, cuts))
+        prototypes = sums / np.maximum(pictures, 1)
+        started = start.with_head(base, *prototype_head(prototypes, counts))
+        return started.averaged(contributions, how="fixed")
+
+    def _round(
+        self,
+        name: str,
+        arm: str,
+        number: int,
+        state: CohortState,
+        cuts: Mapping[str, Cut],
+        ledger: Ledger,
+    ) -> Generator[Ask, list[Answer], tuple[CohortState, dict[str, float]]]:
+        """Send the adapter, collect updates, aggregate."""
+        rounds, full = self._config.rounds, arm == "full_finetune"
+        sent = self._sent(state, cuts)
+        messages = {}
+        for device, (adapter_digest, _, blob) in sent.items():
+            wanted = pb.RoundRequest(
+                run=name,
+                round=number,
+                adapter=adapter_digest,
+                codec="float16" if full else self._config.update_codec,
+                evaluate=True,
+                seed=self._config.seed,
+                training=pb.LocalTraining(
+                    epochs=rounds.epochs,
+                    steps=rounds.steps,
+                    batch_size=rounds.batch_size,
+                    learning_rate=rounds.full_learning_rate if full else rounds.learning_rate,
+                    momentum=rounds.momentum,
+                    weight_decay=rounds.weight_decay,
+                    schedule=rounds.schedule,
+                    augment=rounds.augment,
+                ),
+            )
+            messages[device] = Envelope(ROUND, wanted.SerializeToString(), blob)
+        answers = yield from self._ask(messages, ledger)
+        contributions, losses = [], []
+        for device, answer in answers.items():
+            adapter_digest, received, _ = sent[device]
+            try:
+                reply = parse(pb.RoundReply, answer.body)
+                delta = decode_update(
+                    answer.blob,
+                    shapes={key: value.shape for key, value in received.items()},
+                    base_digest=adapter_digest,
+                )
+            except FedsprigError as error:
+                self._refuse(device, f"{type(error).__name__}: {error}", ledger)
+                continue
+            trained = {key: received[key] + value for key, value in delta.items()}
+            contributions.append(self._contribution(device, trained, cuts))
+            ledger.worked(device, ROUND, reply.seconds)
+            ledger.reached(device, reply.evaluation)
+            ledger.updated(device, len(answer.blob))
+            losses.append(reply.loss)
+        self._check_quorum(len(contributions), f"round {number}", ledger)
+        how: Aggregation = "fixed" if full else self._config.aggregation
+        state = state.averaged(contributions, how=how)
+        return state, {"loss": float(np.mean(losses)), "devices": float(len(losses))}
+
+    def _evaluate(
+        self,
+        name: str,
+        arm: str,
+        state: CohortState,
+        cuts: Mapping[str, Cut],
+        ledger: Ledger,
+    ) -> Generator[Ask, list[Answer], dict[str, str]]:
+        """The last figures; for a task that will be published also the devices' unit scores."""
+        scorer = self._config.scorer if arm == "one_shot" and self._config.publish else ""
+        messages = {}
+        for device, (adapter_digest, _, blob) in self._sent(state, cuts).items():
+            wanted = pb.EvaluateRequest(
+                run=name,
+                round=self._config.rounds.count,
+                adapter=adapter_digest,
+                scorer=scorer,
+                seed=self._config.seed,
+            )
+            messages[device] = Envelope(EVALUATE, wanted.SerializeToString(), blob)
+        answers = yield from self._ask(messages, ledger)
+        scores = {}
+        for device, answer in answers.items():
+            reply = parse(pb.EvaluateReply, answer.body)
+            ledger.worked(device, EVALUATE, reply.seconds)
+            ledger.reached(device, reply.evaluation)
+            if scorer:
+                ScoreSet.from_bytes(answer.blob, shrink_plan(self._base.plan, cuts[device].mask))
+                scores[device] = self._library.blobs.put(answer.blob)
+        return scores
+
+    def _sent(
+        self, state: CohortState, cuts: Mapping[str, Cut]
+    ) -> dict[str, tuple[str, dict[str, Array], bytes]]:
+        """Digest, decoded values and bytes of the adapter for every device.
+
+        An update is the change against the *decoded* values: what the codec lost on the way down is
+        not added back.
+        """
+        made: dict[str, tuple[str, dict[str, Array], bytes]] = {}
+        for part in cuts.values():
+            if part.stratum not in made:
+                blob = encode_state(
+                    state.for_device(part.index, part.stratum), self._config.adapter_codec
+                )
+                decoded = decode_state(blob)
+                made[part.stratum] = (state_digest(decoded), decoded, blob)
+        return {device: made[part.stratum] for device, part in cuts.items()}
+
+    def _contribution(
+        self, device: str, state: Mapping[str, Array], cuts: Mapping[str, Cut]
+    ) -> Contribution:
+        return Contribution(
+            device=device,
+            weight=float(self._members[device].pictures),
+            state=state,
+            index=cuts[device].index,
+            stratum=cuts[device].stratum,
+        )
+
+    def _ask(
+        self, messages: Mapping[str, Envelope], ledger: Ledger
+    ) -> Generator[Ask, list[Answer], dict[str, Envelope]]:
+        """Ask devices by name; their answers in the order of their names, refusals noted."""
+        names = sorted(messages)
+        requests = [Request(self._members[name].node, messages[name]) for name in names]
+        answers = yield Ask(requests, self._config.rounds.deadline_seconds)
+        by_node = {answer.node: answer for answer in answers}
+        taken = {}
+        for name in names:
+            answer = by_node[self._members[name].node]
+            sent = messages[name]
+            if answer.envelope is None:
+                self._refuse(name, answer.refusal, ledger)
+                continue
+            taken[name] = answer.envelope
+            down = len(sent.body) + len(sent.blob)
+            ledger.sent(
+                name, sent.kind, down, len(answer.envelope.body) + len(answer.envelope.blob)
+            )
+        self._check_quorum(len(taken), "a message", ledger)
+        return taken
+
+    def _refuse(self, device: str, reason: str, ledger: Ledger) -> None:
+        log.error("task %s, device %s: %s", self.task, device, reason)
+        ledger.refusals.append(f"{device}: {reason}")
+
+    def _check_quorum(self, answered: int, what: str, ledger: Ledger) -> None:
+        if answered < self._needed:
+            reason = ledger.refusals[-1] if ledger.refusals else "they said nothing"
+            raise RunError(
+                f"task {self.task!r}: {answered} devices answered {what}, {self._needed} are "
+                f"needed ({reason}): mend them, or lower the quorum"
+            )
+
+    def _put_masks(self, cuts: Mapping[str, Cut]) -> dict[str, str]:
+        return {
+            device: self._library.blobs.put(part.mask.to_bytes()) for device, part in cuts.items()
+        }
+
+    def _commit(
+        self,
+        name: str,
+        arm: str,
+        number: int,
+        state: CohortState,
+        cuts: Mapping[str, Cut],
+        ledger: Ledger,
+        metrics: dict[str, float],
+    ) -> None:
+        """Make a round durable before the next one starts."""
+        if number == 0:
+            spec = {"arm": arm, "task": self.task}
+            row = Run(
+                name,
+                "training",
+                0,
+                spec,
+                {"masks": self._put_masks(cuts), "ledger": ledger.to_json()},
+            )
+            self._library.save_run(row)
+        self._library.commit_round(
+            name, number, state.to_bytes(), metrics, {"ledger": ledger.to_json()}
+        )

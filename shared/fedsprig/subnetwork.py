@@ -1,0 +1,175 @@
+"""The sub-network as it travels: packed by the server, built on a device without the base model.
+
+A package holds the base model's name, the mask as bits, the group plan (or only its digest where
+the device has it), the kept weights quantised, and the adapter's settings. Building it allocates
+the small network only: the base exists as shapes on the meta device. Nothing in a package is code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from fedsprig.adapters import attach
+from fedsprig.errors import LimitError, MessageError
+from fedsprig.graph import GroupPlan, KeptIndex, kept_index, load_small, materialize, restrict
+from fedsprig.masks import Mask
+from fedsprig.models import ModelCard, build, describe
+from fedsprig.updates import decode_state, encode_state
+from fedsprig.wire import device_pb2 as pb
+from fedsprig.wire import parse
+
+Array = NDArray[Any]
+MAX_CLASSES = 100_000
+MAX_RANK = 4_096
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterConfig:
+    """What a task trains.
+
+    Attributes:
+        kind: A name of ``fedsprig.adapters.ADAPTERS``.
+        rank: Rank of the low-rank adapters.
+        seed: A is drawn from it on server and device, so that it never travels unless it is
+            trained.
+        train_a: Whether A trains too.
+    """
+
+    kind: str = "splora"
+    rank: int = 8
+    seed: int = 0
+    train_a: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SubNetwork:
+    """A built sub-network and what it was built from; the card's picture size is the plan's."""
+
+    module: nn.Module
+    card: ModelCard
+    plan: GroupPlan
+    mask: Mask
+    index: KeptIndex
+    adapter: AdapterConfig | None
+
+
+def pack_subnetwork(
+    plan: GroupPlan,
+    mask: Mask,
+    state: Mapping[str, Array],
+    *,
+    num_classes: int,
+    adapter: AdapterConfig | None,
+    codec: str = "float16",
+    with_plan: bool = True,
+    statistics: Mapping[str, Array] | None = None,
+) -> bytes:
+    """Pack the sub-network that ``mask`` cuts from the base model with weights ``state``.
+
+    Args:
+        plan: The base model's plan; ``plan.model`` names the builder.
+        mask: What to keep.
+        state: The base's parameters and buffers, full size. Its classifier is left out: every task
+            has its own.
+        num_classes: Classes of the task.
+        adapter: What to attach after building; ``None`` for a network that only looks (the probe).
+        codec: How the weights are quantised.
+        with_plan: Leave the plan out where the device is known to hold it.
+        statistics: Normalisation statistics of the cut network, which take the place of the base's.
+    """
+    index = kept_index(plan, mask)
+    kept = {
+        name: value
+        for name, value in state.items()
+        if not _of_head(name, plan.head) and not name.endswith("num_batches_tracked")
+    }
+    package = pb.SubNetwork(
+        model=plan.model,
+        num_classes=num_classes,
+        plan_digest=plan.digest,
+        plan=plan.to_bytes() if with_plan else b"",
+        mask=mask.to_bytes(),
+        weights=encode_state({**restrict(kept, index), **(statistics or {})}, codec),
+    )
+    if adapter is not None:
+        package.adapter.CopyFrom(
+            pb.AdapterSettings(
+                kind=adapter.kind, rank=adapter.rank, seed=adapter.seed, train_a=adapter.train_a
+            )
+        )
+    return bytes(package.SerializeToString(deterministic=True))
+
+
+def build_subnetwork(data: bytes, *, plan_of: Callable[[str], bytes | None]) -> SubNetwork:
+    """Build the network of a package, in evaluation mode, its classifier all zero.
+
+    Args:
+        data: Bytes of :func:`pack_subnetwork`, possibly from outside.
+        plan_of: Finds the bytes of a plan by digest where the package leaves it out.
+
+    Raises:
+        MessageError: No package, or one whose plan is missing or another than it says.
+        FedsprigError: A part that is malformed, by its own named error.
+    """
+    package = parse(pb.SubNetwork, data)
+    if not 1 <= package.num_classes <= MAX_CLASSES:
+        raise LimitError(f"{package.num_classes} classes: a task has 1 to {MAX_CLASSES:,}")
+    plan_bytes = package.plan or plan_of(package.plan_digest)
+    if plan_bytes is None:
+        raise MessageError(
+            f"the group plan {package.plan_digest[:12]} is not here: ask for a package "
+            "with its plan"
+        )
+    plan = GroupPlan.from_bytes(plan_bytes)
+    if plan.digest != package.plan_digest or plan.model != package.model:
+        raise MessageError("the package's plan is another than it names: ask for it again")
+    size = plan.input_shape[-1]
+    card = replace(describe(package.model), input_size=size)
+    mask = Mask.from_bytes(package.mask, plan)
+    index = kept_index(plan, mask)
+    full = build(package.model, num_classes=package.num_classes, device="meta", image_size=size)
+    plan = plan.with_num_classes(package.num_classes)
+    module = materialize(full, plan, mask)
+    weights = decode_state(package.weights)
+    for name, tensor in module.state_dict().items():
+        if name.endswith("num_batches_tracked"):
+            weights[name] = np.zeros((), np.int64)
+        elif _of_head(name, plan.head):
+            weights[name] = np.zeros(tuple(tensor.shape), np.float32)
+    module = load_small(module, weights).eval()
+    adapter = None
+    if package.HasField("adapter"):
+        settings = package.adapter
+        if not 1 <= settings.rank <= MAX_RANK:
+            raise LimitError(f"rank {settings.rank}: use 1 to {MAX_RANK}")
+        adapter = AdapterConfig(
+            kind=settings.kind, rank=settings.rank, seed=settings.seed, train_a=settings.train_a
+        )
+        module = attach_configured(module, adapter, plan, index)
+    return SubNetwork(module, card, plan, mask, index, adapter)
+
+
+def attach_configured(
+    module: nn.Module, adapter: AdapterConfig, plan: GroupPlan, index: KeptIndex
+) -> nn.Module:
+    """Attach what ``adapter`` says to a cut (or, with an empty index, full) network, in place."""
+    return attach(
+        module,
+        kind=adapter.kind,
+        rank=adapter.rank,
+        seed=adapter.seed,
+        train_a=adapter.train_a,
+        head=plan.head,
+        kept=index,
+        shapes=plan.shapes,
+    )
+
+
+def _of_head(name: str, head: str) -> bool:
+    return bool(head) and name.rpartition(".")[0] == head

@@ -1,0 +1,14 @@
+"""What travels between server and device: kinds, envelopes, and the parsing of their bytes."""
+
+from fedsprig.wire.envelope import (
+    DESCRIBE,
+    EVALUATE,
+    INSTALL,
+    KINDS,
+    PROFILE,
+    ROUND,
+    Envelope,
+    parse,
+)
+
+__all__ = ["DESCRIBE", "EVALUATE", "INSTALL", "KINDS", "PROFILE", "ROUND", "Envelope", "parse"]

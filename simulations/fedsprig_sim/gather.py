@@ -1,0 +1,179 @@
+"""From the library's rows to a result: what every arm reached and what it cost."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping
+
+from fedsprig.errors import RunError
+from fedsprig.masks import Mask
+from fedsprig.wire import DESCRIBE, EVALUATE, INSTALL, ROUND
+from fedsprig_server.base import Base
+from fedsprig_server.config import ServerConfig
+from fedsprig_server.ledger import Ledger
+from fedsprig_server.library import Library, Run
+from fedsprig_sim.expand import Expansion, TaskSpec
+from fedsprig_sim.result import (
+    ArmName,
+    ArmRecord,
+    BaseRecord,
+    DeviceRecord,
+    Download,
+    LibraryRecord,
+    MaskRecord,
+    Neighbour,
+    Result,
+    TaskRecord,
+    versions,
+)
+from fedsprig_sim.scenario import Scenario
+
+SHOWN_NEIGHBOURS = 8
+
+
+def gather_result(
+    scenario: Scenario,
+    expansion: Expansion,
+    library: Library,
+    base: Base,
+    config: ServerConfig,
+    *,
+    runtime: str,
+    seconds: float,
+) -> Result:
+    """Put the figures of a finished run together.
+
+    Raises:
+        RunError: An arm of a task is not finished.
+    """
+    whole = Mask.full(base.plan)
+    parameters = base.parameters(whole, num_classes=2)
+    metrics = {entry.name: entry.metrics for entry in library.entries(base.digest)}
+    return Result(
+        name=scenario.name,
+        seed=scenario.seed,
+        seconds=seconds,
+        runtime=runtime,
+        base=BaseRecord(
+            model=scenario.base.model,
+            weights=scenario.base.weights,
+            digest=base.digest,
+            parameters=parameters,
+            macs=base.macs(whole),
+            bytes=4 * parameters,
+            units=base.plan.units,
+        ),
+        library=tuple(
+            LibraryRecord(
+                name=spec.name,
+                data=spec.data,
+                classes=spec.classes,
+                camera=spec.camera,
+                accuracy=metrics.get(spec.name, {}).get("training_accuracy"),
+            )
+            for spec in expansion.library
+        ),
+        tasks=tuple(_task(spec, scenario, library, base, config) for spec in expansion.tasks),
+        scenario=scenario.model_dump(mode="json"),
+        versions=dict(versions("fedsprig", "torch", "torchvision", "flwr", "numpy")),
+    )
+
+
+def _task(
+    spec: TaskSpec, scenario: Scenario, library: Library, base: Base, config: ServerConfig
+) -> TaskRecord:
+    described = _finished(library, spec.name, "described")
+    arms = {arm: _finished(library, f"{spec.name}.{arm}", "done") for arm in config.arms}
+    ledgers = {arm: Ledger.from_json(run.state["ledger"]) for arm, run in arms.items()}
+    probe = Ledger.from_json(described.state["ledger"])
+    whole, classes = Mask.full(base.plan), len(spec.classes)
+    names = [device.name for device in spec.devices if device.name in ledgers["one_shot"].accuracy]
+    own = ledgers["one_shot"]
+    down = {name: {kind: both[0] for kind, both in own.bytes[name].items()} for name in names}
+    return TaskRecord(
+        name=spec.name,
+        data=spec.data,
+        classes=spec.classes,
+        camera=spec.camera,
+        note=scenario.data[spec.data].note,
+        device_records=tuple(
+            DeviceRecord(
+                name=device.name,
+                budget=device.budget,
+                pictures=classes * scenario.devices.images_per_class,
+                accuracy={_arm(arm): ledgers[arm].accuracy[device.name][-1] for arm in ledgers},
+                update_bytes=own.largest_update[device.name],
+                download_bytes=probe.bytes[device.name][DESCRIBE][0]
+                + sum(down[device.name].values()),
+                seconds=_seconds(probe, device.name) + _seconds(own, device.name),
+                rounds=own.rounds.get(device.name, 0),
+            )
+            for device in spec.devices
+            if device.name in names
+        ),
+        base_bytes=4 * base.parameters(whole, num_classes=classes),
+        base_macs=base.macs(whole),
+        base_parameters=base.parameters(whole, num_classes=classes),
+        download=Download(
+            probe=_mean(probe.bytes[name][DESCRIBE][0] for name in names),
+            sub_network=_mean(down[name][INSTALL] for name in names),
+            rounds=_mean(down[name][ROUND] + down[name][EVALUATE] for name in names),
+        ),
+        neighbours=tuple(
+            Neighbour(**near) for near in described.state["neighbours"][:SHOWN_NEIGHBOURS]
+        ),
+        masks=_masks(spec, arms["one_shot"], library, base),
+        arms={
+            _arm(arm): ArmRecord(
+                curve=_curve(ledger, names),
+                device_seconds=statistics.fmean(ledger.seconds[name][ROUND] for name in names),
+            )
+            for arm, ledger in ledgers.items()
+        },
+        server_seconds=described.state["server_seconds"] + arms["one_shot"].state["server_seconds"],
+    )
+
+
+def _masks(spec: TaskSpec, run: Run, library: Library, base: Base) -> tuple[MaskRecord, ...]:
+    """One record for every budget that the task's devices have."""
+    first = {device.budget: device.name for device in reversed(spec.devices)}
+    records = []
+    for budget in dict.fromkeys(device.budget for device in spec.devices):
+        mask = Mask.from_bytes(library.blobs.get(run.state["masks"][first[budget]]), base.plan)
+        records.append(
+            MaskRecord.of(
+                mask,
+                base.plan,
+                budget=budget,
+                parameters=base.parameters(mask, num_classes=len(spec.classes)),
+                macs=base.macs(mask),
+                peak_bytes=base.peak_bytes(mask),
+            )
+        )
+    return tuple(records)
+
+
+def _finished(library: Library, name: str, phase: str) -> Run:
+    run = library.run(name)
+    if run is None or run.phase != phase:
+        raise RunError(f"run {name!r} is not finished: run the scenario again with --resume")
+    return run
+
+
+def _arm(name: str) -> ArmName:
+    return name  # type: ignore[return-value]
+
+
+def _curve(ledger: Ledger, names: Iterable[str]) -> tuple[float, ...]:
+    curves: Mapping[str, list[float]] = ledger.accuracy
+    return tuple(
+        statistics.fmean(point) for point in zip(*(curves[name] for name in names), strict=True)
+    )
+
+
+def _seconds(ledger: Ledger, device: str) -> float:
+    return sum(ledger.seconds.get(device, {}).values())
+
+
+def _mean(values: Iterable[int]) -> int:
+    return round(statistics.fmean(values))

@@ -1,0 +1,220 @@
+"""Runs a scenario: pictures, library, server and devices, result.
+
+Everything lies under one folder, so that a run can be looked at afterwards and an interrupted one
+goes on:
+
+    out/scenario.json     what is run
+    out/library/          the library, with every committed round
+    out/fleet/            a folder for every device
+    out/server.json       the server's settings
+    out/result.json       the figures
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from fedsprig.errors import RunError
+from fedsprig.subnetwork import AdapterConfig
+from fedsprig_server.base import Base
+from fedsprig_server.config import RoundsConfig, SelectionConfig, ServerConfig
+from fedsprig_server.library import Library
+from fedsprig_server.library_build import BuildConfig, build_library
+from fedsprig_sim.expand import Expansion
+from fedsprig_sim.fleet import Source, library_tasks, read_source, write_fleet
+from fedsprig_sim.gather import gather_result
+from fedsprig_sim.progress import Progress
+from fedsprig_sim.result import Result
+from fedsprig_sim.runtimes import run_apps
+from fedsprig_sim.scenario import Scenario
+
+SCENARIO, RESULT = "scenario.json", "result.json"
+WATCH_SECONDS = 0.5
+
+
+def run_scenario(
+    scenario: Scenario,
+    out: Path,
+    *,
+    runtime: str,
+    progress: Progress,
+    resume: bool = False,
+) -> Result:
+    """Run a scenario and write ``out/result.json``.
+
+    Args:
+        scenario: What to run.
+        out: Folder of the run; one that holds an earlier run of ours is cleared unless ``resume``
+            is set.
+        runtime: A name of :data:`fedsprig_sim.runtimes.RUNTIMES`.
+        progress: Told what happens.
+        resume: Go on with the run that lies in ``out``.
+
+    Raises:
+        RunError: ``out`` holds something else, or another scenario than the one to be resumed.
+        FedsprigError: Anything that the scenario asks for and cannot be had.
+    """
+    started = time.perf_counter()
+    _claim(out, scenario, resume=resume)
+    base = Base.load(
+        scenario.base.model, scenario.base.weights, image_size=scenario.base.image_size
+    )
+    sources = _read(scenario, base, progress)
+    expansion = scenario.expand({name: source.train.classes for name, source in sources.items()})
+    library = Library(out / "library")
+    _build(library, base, expansion, sources, scenario, progress)
+    fleet = out / "fleet"
+    devices = write_fleet(expansion, sources, scenario, fleet)
+    config = server_config(scenario, expansion, out / "library")
+    settings = out / "server.json"
+    config.save(settings)
+    with _watched(library, config, progress):
+        run_apps(
+            runtime,
+            fleet=fleet,
+            devices=devices,
+            server_config=settings,
+            workers=scenario.workers,
+        )
+    seconds = time.perf_counter() - started
+    result = gather_result(
+        scenario, expansion, library, base, config, runtime=runtime, seconds=seconds
+    )
+    result.write(out / RESULT)
+    return result
+
+
+def server_config(scenario: Scenario, expansion: Expansion, library: Path) -> ServerConfig:
+    """The server's settings that a scenario means."""
+    rounds = scenario.rounds
+    return ServerConfig(
+        library=library.resolve(),
+        model=scenario.base.model,
+        weights=scenario.base.weights,
+        image_size=scenario.base.image_size,
+        tasks={task.name: len(task.devices) for task in expansion.tasks},
+        seed=scenario.seed,
+        arms=("one_shot", *scenario.compare),
+        adapter=AdapterConfig(
+            kind=scenario.adapter.kind,
+            rank=scenario.adapter.rank,
+            seed=scenario.seed,
+            train_a=scenario.adapter.train_a,
+        ),
+        aggregation="refactored" if scenario.adapter.train_a else "fixed",
+        rounds=RoundsConfig(
+            count=rounds.count,
+            epochs=rounds.epochs or 1,
+            steps=rounds.steps or 0,
+            batch_size=rounds.batch_size,
+            learning_rate=rounds.learning_rate,
+            full_learning_rate=rounds.full_learning_rate,
+            momentum=rounds.momentum,
+            weight_decay=rounds.weight_decay,
+            schedule=rounds.schedule,
+            augment=rounds.augment,
+            deadline_seconds=rounds.deadline_seconds,
+            quorum=rounds.quorum,
+        ),
+        selection=SelectionConfig(**scenario.selection.model_dump()),
+        update_codec=scenario.codecs.update,
+        adapter_codec=scenario.codecs.adapter,
+        weights_codec=scenario.codecs.weights,
+        poll_seconds=0.02,
+    )
+
+
+def _claim(out: Path, scenario: Scenario, *, resume: bool) -> None:
+    """Make ``out`` ours, and empty unless an earlier run is to go on."""
+    said = json.dumps(scenario.model_dump(mode="json"), indent=1) + "\n"
+    before = out / SCENARIO
+    if resume:
+        if not before.exists():
+            raise RunError(f"{out} holds no run to resume: leave --resume away")
+        if before.read_text() != said:
+            raise RunError(f"{out} holds a run of another scenario: name another --out")
+        return
+    if out.exists() and any(out.iterdir()):
+        if not before.exists():
+            raise RunError(f"{out} is not empty and holds no run of ours: name another --out")
+        for part in ("library", "fleet"):
+            shutil.rmtree(out / part, ignore_errors=True)
+        (out / RESULT).unlink(missing_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
+    before.write_text(said)
+
+
+def _read(scenario: Scenario, base: Base, progress: Progress) -> dict[str, Source]:
+    progress.begin("reading pictures", len(scenario.data))
+    sources = {}
+    for name, section in scenario.data.items():
+        size = None if section.kind in ("embedded", "npz") else base.card.input_size
+        sources[name] = read_source(section, seed=scenario.seed, size=size)
+        progress.step("reading pictures", name)
+    return sources
+
+
+def _build(
+    library: Library,
+    base: Base,
+    expansion: Expansion,
+    sources: dict[str, Source],
+    scenario: Scenario,
+    progress: Progress,
+) -> None:
+    tasks = library_tasks(expansion, sources, scenario)
+    progress.begin("library tasks", len(tasks))
+    section = scenario.library
+    build_library(
+        library,
+        base,
+        tasks,
+        BuildConfig(
+            method=section.method,
+            steps=section.steps,
+            batch_size=section.batch_size,
+            learning_rate=section.learning_rate,
+            seed=scenario.seed,
+        ),
+        done=lambda name: progress.step("library tasks", name),
+    )
+
+
+@contextmanager
+def _watched(library: Library, config: ServerConfig, progress: Progress) -> Iterator[None]:
+    """Show the rounds as the server commits them, whatever process it runs in."""
+    stage = "rounds on devices"
+    # Every arm commits the state right after the cut, its rounds, and its end.
+    each = config.rounds.count + 2
+    names = [f"{task}.{arm}" for task in config.tasks for arm in config.arms]
+    progress.begin(stage, each * len(names))
+    ended = threading.Event()
+    shown = dict.fromkeys(names, 0)
+
+    def look() -> None:
+        for name in names:
+            run = library.run(name)
+            latest = library.latest_round(name) if run else None
+            done = (latest.round + 1 if latest else 0) + (run is not None and run.phase == "done")
+            for _ in range(done - shown[name]):
+                progress.step(stage, name)
+            shown[name] = done
+
+    def watch() -> None:
+        while not ended.wait(WATCH_SECONDS):
+            look()
+
+    watcher = threading.Thread(target=watch, name="progress", daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watcher.join()
+        look()
