@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -111,7 +111,7 @@ class Dependencies:
         for path, module in modules.items():
             ports: list[Port] = [(path, "in"), (path, "out")]
             if getattr(module, "groups", 1) > 1 and ports[0] in coupling.labels:
-                coupling.tie(ports, module.groups)
+                coupling.tie(ports, int(cast(nn.Conv2d, module).groups))
 
     def _follow(self, module: nn.Module, port: Port, channels: Labels) -> None:
         """Label everything that follows from dropping ``channels`` of a producer."""
@@ -170,8 +170,8 @@ def _read_graph(model: nn.Module, example: Tensor) -> Any:
             return graph.build_dependency(model, example, verbose=False)
     except Exception as error:
         raise PlanError(
-            f"the model's graph cannot be read ({type(error).__name__}: {str(error)[:80]!r}): "
-            "use a model without data-dependent control flow"
+            f"Torch-Pruning cannot read the graph of this model ({type(error).__name__}): "
+            "choose another base model"
         ) from error
 
 

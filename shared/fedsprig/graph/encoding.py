@@ -76,6 +76,7 @@ def encode_plan(plan: GroupPlan) -> bytes:
             "macs_per_weight": dict(plan.macs_per_weight),
             "unit_macs": dict(plan.unit_macs),
             "frozen": dict(plan.frozen),
+            "buffers": sorted(plan.buffers),
         },
         sort_keys=True,
         separators=(",", ":"),
@@ -156,6 +157,7 @@ def _assemble(
         macs_per_weight={name: _count(macs) for name, macs in text["macs_per_weight"].items()},
         unit_macs={name: _count(macs) for name, macs in text["unit_macs"].items()},
         frozen={name: _text(why) for name, why in text["frozen"].items()},
+        buffers=frozenset(_text(name) for name in text["buffers"]),
     )
 
 

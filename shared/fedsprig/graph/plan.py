@@ -131,6 +131,7 @@ class GroupPlan:
         unit_macs: MACs that one kept unit of a group costs beside its weights (attention products).
         frozen: name -> why these channels are never pruned. Frozen groups do not appear in
             ``groups``.
+        buffers: those of ``shapes`` that are no parameters (running statistics, index tables).
 
     Raises:
         PlanError: a map that does not fit the shapes, or one position owned by two units.
@@ -144,6 +145,7 @@ class GroupPlan:
     macs_per_weight: Mapping[str, int]
     unit_macs: Mapping[str, int]
     frozen: Mapping[str, str]
+    buffers: frozenset[str] = frozenset()
     _memo: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -155,6 +157,7 @@ class GroupPlan:
             ("frozen", dict(self.frozen)),
         ):
             object.__setattr__(self, name, MappingProxyType(value))
+        object.__setattr__(self, "buffers", frozenset(self.buffers))
         _check(self)
 
     @property
@@ -242,6 +245,8 @@ def _check(plan: GroupPlan) -> None:
     names = [group.name for group in plan.groups]
     if len(set(names)) != len(names):
         raise PlanError("two groups of the plan have the same name: trace the model again")
+    if unknown := plan.buffers - plan.shapes.keys():
+        raise PlanError(f"buffer {min(unknown)} has no shape: trace the model again")
     owned: dict[tuple[str, int], list[Positions]] = {}
     for group in plan.groups:
         if group.name in plan.frozen:

@@ -14,7 +14,6 @@ from fedsprig.graph.index import Kept, UnitMask, kept_axes, kept_index
 from fedsprig.graph.plan import GroupPlan
 from fedsprig.graph.rebuild import check_fits
 
-
 # How torch.nn.utils.parametrize names a parameter that it has taken over.
 _ORIGINAL = re.compile(r"(?:(?P<path>.+)\.)?parametrizations\.(?P<name>\w+)\.original$")
 

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -15,7 +14,7 @@ from torch import nn
 from fedsprig.errors import WeightsError
 from fedsprig.models.attention import install_prunable_heads
 from fedsprig.models.card import ModelCard
-from fedsprig.models.catalogue import OWN, find
+from fedsprig.models.catalogue import OWN, Make, find, make_shapes
 from fedsprig.models.head import replace_head as _replace_head
 from fedsprig.models.weights import load_weights, read_weights
 
@@ -53,14 +52,16 @@ def build(
     source = find(name)
     if num_classes < 1:
         raise WeightsError(f"a classifier needs at least 1 class, not {num_classes}")
-    if torch.device(device).type == "meta" or weights is None:
-        model = _seeded(source.make, num_classes, image_size, torch.device(device))
+    if torch.device(device).type == "meta":
+        model = make_shapes(source.make, num_classes, image_size)
+    elif weights is None:
+        model = _seeded(source.make, num_classes, image_size)
     else:
         state = read_weights(source.card, weights)
         head = state.get(f"{source.card.head}.weight")
         if head is None:
             raise WeightsError(f"the weights {weights} have no head {source.card.head!r}")
-        model = _seeded(source.make, head.shape[0], image_size, torch.device("cpu"))
+        model = _seeded(source.make, head.shape[0], image_size)
         load_weights(model, state, str(weights))
         if head.shape[0] != num_classes:
             replace_head(model, source.card, num_classes)
@@ -94,13 +95,8 @@ def replace_head(
     return _replace_head(model, card.head, num_classes, seed=seed)
 
 
-def _seeded(
-    make: Callable[[int, int | None], nn.Module],
-    num_classes: int,
-    image_size: int | None,
-    device: torch.device,
-) -> nn.Module:
+def _seeded(make: Make, num_classes: int, image_size: int | None) -> nn.Module:
     """Builders draw from torch's global generator: give them seed 0, and the caller his state."""
-    with torch.random.fork_rng(devices=[]), device:
+    with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
         return make(num_classes, image_size)

@@ -24,6 +24,9 @@ _LITE = ((127 / 255,) * 3, (128 / 255,) * 3)
 _HALF = ((0.5,) * 3, (0.5,) * 3)
 
 
+Make = Callable[[int, int | None], nn.Module]
+
+
 @dataclass(frozen=True, slots=True)
 class Source:
     """A model's card and how to build it.
@@ -33,7 +36,7 @@ class Source:
     """
 
     card: ModelCard
-    make: Callable[[int, int | None], nn.Module]
+    make: Make
 
 
 def _own(
@@ -42,7 +45,7 @@ def _own(
     pixels: tuple[tuple[float, float, float], tuple[float, float, float]],
     head: str,
     weights: tuple[str, ...],
-    make: Callable[[int, int | None], nn.Module],
+    make: Make,
 ) -> Source:
     return Source(ModelCard(name, size, *pixels, head, weights), make)
 
@@ -150,8 +153,7 @@ def _timm(builder: str) -> Source:
     if not timm.is_model(builder):
         raise _unknown(f"timm/{builder}", tuple(f"timm/{name}" for name in timm.list_models()))
 
-    with torch.device("meta"):
-        template: Any = timm.create_model(builder, pretrained=False)
+    template: Any = make_shapes(lambda *_: timm.create_model(builder, pretrained=False), 1000)
     config: dict[str, Any] = dict(template.default_cfg)
 
     def make(num_classes: int, image_size: int | None) -> nn.Module:
@@ -175,16 +177,24 @@ def _timm(builder: str) -> Source:
     return Source(card, make)
 
 
+def make_shapes(make: Make, num_classes: int, image_size: int | None = None) -> nn.Module:
+    """Build on the meta device; builders that compute with tensors go by way of the CPU."""
+    try:
+        with torch.device("meta"):
+            return make(num_classes, image_size)
+    except (NotImplementedError, RuntimeError):
+        return make(num_classes, image_size).to("meta")
+
+
 def _triple(values: Any) -> tuple[float, float, float]:
     red, green, blue = (float(value) for value in values)
     return red, green, blue
 
 
-def _last_classifier(make: Callable[[int, int | None], nn.Module]) -> str:
+def _last_classifier(make: Make) -> str:
     """The last layer, in the order of definition, that is as wide as there are classes."""
     classes = 1009  # no layer of a vision model happens to be this wide
-    with torch.device("meta"):
-        model = make(classes, None)
+    model = make_shapes(make, classes)
     wide = [
         name
         for name, module in model.named_modules()
