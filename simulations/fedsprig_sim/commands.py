@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -9,7 +10,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from fedsprig_sim.progress import show_progress
+from fedsprig.artifacts import write_bytes
+from fedsprig_sim.progress import LineProgress, show_progress
 from fedsprig_sim.report import write_report
 from fedsprig_sim.result import Result
 from fedsprig_sim.scenario import Scenario, embedded_scenario
@@ -89,11 +91,30 @@ def _bench() -> None:
 
 
 @bench.command("one-shot")
-def _one_shot(json_file: Json = None) -> None:
-    """Time from a sketch to a sub-network of a ResNet-50, and time to search large libraries."""
+def _one_shot(
+    model: Annotated[str, typer.Option(help="Base model.")] = "torchvision/resnet50",
+    entries: Annotated[int, typer.Option(min=1, help="Tasks in the library.")] = 1_000,
+    search_entries: Annotated[int, typer.Option(min=1, help="Tasks in the search.")] = 100_000,
+    json_file: Json = None,
+) -> None:
+    """Measure the time from a sketch to a sub-network, and that of a search in a large library."""
     from fedsprig_sim.benchmarks import one_shot
 
-    one_shot.run(json_file=json_file)
+    log = LineProgress(Console(stderr=True))
+    figures = one_shot.run(
+        model=model, entries=entries, search_entries=search_entries, progress=log.say
+    )
+    if json_file is not None:
+        write_bytes(json_file, (json.dumps(figures, indent=1) + "\n").encode())
+    whole, search = figures["one_shot"], figures["search"]
+    rows = [(f"  {name}", seconds, None) for name, seconds in whole["steps"].items()]
+    rows += [
+        (f"sketch to sub-network, {entries:,} tasks", whole["seconds"], whole["target_seconds"]),
+        (f"search in {search_entries:,} tasks", search["seconds"], search["target_seconds"]),
+    ]
+    for name, seconds, target in rows:
+        aim = "" if target is None else f"   target {target:.3f} s"
+        print(f"{name:<44} {seconds:8.3f} s{aim}")
 
 
 def _run(

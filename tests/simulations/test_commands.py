@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -52,3 +53,14 @@ def test_a_misspelt_key_leaves_no_folder_behind(
     assert run(["simulate", "mine.toml"]) == 60
     assert "mine.toml: unknown key roundz: did you mean 'rounds'?" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["mine.toml"]
+
+
+def test_bench_measures_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "figures.json"
+    arguments = ["--model", "cifar_resnet20", "--entries", "3", "--search-entries", "20"]
+    assert run(["bench", "one-shot", *arguments, "--json", str(out)]) == 0
+    figures = json.loads(out.read_text())
+    shown = capsys.readouterr().out
+    assert f"{figures['one_shot']['seconds']:8.3f} s   target 1.000 s" in shown
+    assert f"{figures['search']['seconds']:8.3f} s   target 0.100 s" in shown
+    assert "sketch to sub-network, 3 tasks" in shown
