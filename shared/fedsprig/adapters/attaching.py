@@ -123,14 +123,27 @@ def merge(model: nn.Module) -> nn.Module:
     merged = copy.deepcopy(model)
     for module in list(merged.modules()):
         if parametrize.is_parametrized(module):
-            for name in list(module.parametrizations):  # type: ignore[arg-type]
-                parametrize.remove_parametrizations(module, name)
+            _bake_(module)
         if isinstance(module, AdapterLayer):
             module.to_plain_()
     for module in merged.modules():
         if hasattr(module, _MARK):
             delattr(module, _MARK)
     return merged.requires_grad_(True)
+
+
+def _bake_(module: nn.Module) -> None:
+    """Turn parametrised tensors into plain parameters of their present values, in place.
+
+    ``parametrize.remove_parametrizations`` would also do so, but it takes the properties off the
+    module's class, which every copy of the module shares: the model that was copied would break.
+    """
+    values = {name: getattr(module, name).detach() for name in module.parametrizations}  # type: ignore[union-attr]
+    plain = parametrize.type_before_parametrizations(module)
+    del module.parametrizations
+    module.__class__ = plain
+    for name, value in values.items():
+        module.register_parameter(name, nn.Parameter(value))
 
 
 def require_attached(model: nn.Module) -> None:

@@ -1,0 +1,7 @@
+"""What holds for every test."""
+
+import os
+
+# Before torch is imported: on networks this small, threads mostly wait for each other, and more so
+# where the machine has other work or the tests run side by side.
+os.environ.setdefault("OMP_NUM_THREADS", "1")

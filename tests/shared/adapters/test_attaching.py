@@ -1,0 +1,237 @@
+"""What trains after attaching, what is frozen, what is refused, and that models share nothing."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from fedsprig.adapters import (
+    ADAPTERS,
+    SPLoRAConv2d,
+    SPLoRALinear,
+    adapter_state,
+    attach,
+    attach_report,
+    load_adapter_state,
+    merge,
+    trainable_parameters,
+)
+from fedsprig.errors import AdapterError, UnknownNameError
+from fedsprig.graph import apply_mask
+
+ADAPTED = {"conv1", "depthwise", "conv2", "fc"}
+OTHERS = {
+    "bn1.weight",
+    "bn1.bias",
+    "depthwise.bias",
+    "conv2.bias",
+    "bn2.weight",
+    "bn2.bias",
+    "fc.bias",
+    "head.weight",
+    "head.bias",
+}
+
+
+def trains(model):
+    return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+@pytest.mark.parametrize("train_a", [False, True])
+def test_what_trains(net, train_a):
+    net.requires_grad_(False)  # as a frozen base may come
+    assert attach(net, rank=2, train_a=train_a, head="head") is net
+    expected = OTHERS | {f"{name}.adapter_b" for name in ADAPTED}
+    if train_a:
+        expected |= {f"{name}.adapter_a" for name in ADAPTED}
+    assert trains(net) == expected
+    assert {id(p) for p in trainable_parameters(net)} == {
+        id(p) for name, p in net.named_parameters() if name in expected
+    }
+    assert attach_report(net) == ()
+    assert type(net.head) is nn.Linear
+
+
+def test_base_names_stay(net):
+    before = set(net.state_dict())
+    attach(net, head="head")
+    added = {f"{name}.adapter_{x}" for name in ADAPTED for x in "ab"}
+    assert set(net.state_dict()) == before | added
+
+
+def test_the_last_linear_layer_is_the_head_unless_told(net):
+    assert type(attach(copy.deepcopy(net)).head) is nn.Linear
+    assert type(attach(copy.deepcopy(net), head="").head) is SPLoRALinear
+    other = attach(copy.deepcopy(net), head="fc")
+    assert (type(other.fc), type(other.head)) == (nn.Linear, SPLoRALinear)
+    whole = attach(copy.deepcopy(nn.Sequential(nn.Conv2d(1, 1, 1), net)), head="1")
+    assert type(whole[0]) is SPLoRAConv2d
+    assert trains(whole[1]) == {name for name, _ in net.named_parameters()}
+
+
+@pytest.mark.parametrize("train_a", [False, True])
+def test_gradients_flow_to_the_adapter_alone(net, pictures, train_a):
+    attach(net, rank=2, train_a=train_a, head="head")
+    with torch.no_grad():
+        for name, parameter in net.named_parameters():
+            if name.endswith("adapter_b"):
+                parameter.add_(0.1)  # or A's gradient is zero
+    net.train()
+    net(pictures).square().sum().backward()
+    grads = {name: p.grad for name, p in net.named_parameters()}
+    assert {name for name, grad in grads.items() if grad is not None} == trains(net)
+    for name, grad in grads.items():
+        # The biases in front of the normalisation have no influence.
+        if grad is not None and name != "conv2.bias":
+            assert grad.abs().max() > 1e-8, name
+
+
+def test_training_moves_what_trains_and_nothing_else(net, pictures):
+    attach(net, rank=2, head="head")
+    before = copy.deepcopy(net.state_dict())
+    steps(net, pictures)
+    for name, parameter in net.named_parameters():
+        assert torch.equal(parameter, before[name]) != parameter.requires_grad, name
+
+
+def steps(model, pictures, count=3):
+    model.train()
+    optimiser = torch.optim.SGD(
+        trainable_parameters(model), lr=0.1, momentum=0.9, weight_decay=0.01
+    )
+    for _ in range(count):
+        optimiser.zero_grad()
+        model(pictures).square().sum().backward()
+        optimiser.step()
+    return model.eval()
+
+
+def test_two_models_share_nothing(net, pictures):
+    left, right = attach(copy.deepcopy(net), head="head"), attach(net, head="head")
+    for name, tensor in left.state_dict().items():
+        assert tensor.data_ptr() != right.state_dict()[name].data_ptr()
+    expected = right(pictures)
+    steps(left, pictures)
+    assert torch.equal(right(pictures), expected)
+    assert not torch.equal(left(pictures), expected)
+
+
+def test_merged_model_is_plain_equal_and_independent(net, pictures):
+    steps(attach(net, rank=2, head="head"), pictures)
+    merged = merge(net)
+    assert {type(module) for module in merged.modules()} == {
+        type(net),
+        nn.Conv2d,
+        nn.BatchNorm2d,
+        nn.Linear,
+    }
+    assert trains(merged) == set(dict(merged.named_parameters()))
+    torch.testing.assert_close(merged(pictures), net(pictures), rtol=0, atol=1e-5)
+    expected = net(pictures)
+    steps(merged, pictures)
+    assert torch.equal(net(pictures), expected)
+    again = attach(merge(net), head="head")  # a merged model is a base like any other
+    assert isinstance(again.conv1, SPLoRAConv2d)
+
+
+def test_attaching_twice_is_refused_and_loses_nothing(net, pictures):
+    steps(attach(net, rank=2, head="head"), pictures)
+    expected = net(pictures)
+    for model in (net, copy.deepcopy(net), nn.Sequential(net)):
+        for kind in ADAPTERS:
+            with pytest.raises(AdapterError, match="merge"):
+                attach(model, kind=kind)
+    assert torch.equal(net(pictures), expected)
+
+
+def test_full_trains_everything_and_adds_nothing(net, pictures):
+    before = set(net.state_dict())
+    net.requires_grad_(False)
+    attach(net, kind="full")
+    assert set(net.state_dict()) == before
+    assert trains(net) == set(dict(net.named_parameters()))
+    assert attach_report(net) == ()
+    assert {type(module) for module in merge(net).modules()} == {type(m) for m in net.modules()}
+    with pytest.raises(AdapterError, match="already"):
+        attach(net, kind="splora")
+
+
+def test_what_cannot_be_adapted_stays_frozen_and_is_listed():
+    model = nn.ModuleDict(
+        {
+            "attention": nn.MultiheadAttention(4, 2),
+            "line": nn.Conv1d(2, 2, 3),
+            "back": nn.ConvTranspose2d(2, 2, 2),
+            "norm": nn.LayerNorm(4),
+            "head": nn.Linear(4, 2),
+        }
+    )
+    model.token = nn.Parameter(torch.zeros(1, 1, 4))
+    attach(model, head="head")
+    assert attach_report(model) == (
+        "token",
+        "attention.in_proj_weight",
+        "attention.in_proj_bias",
+        "attention.out_proj.weight",
+        "line.weight",
+        "back.weight",
+    )
+    assert trains(model) == {
+        "attention.out_proj.bias",
+        "line.bias",
+        "back.bias",
+        "norm.weight",
+        "norm.bias",
+        "head.weight",
+        "head.bias",
+    }
+
+
+@pytest.mark.parametrize("rank", [0, -1, 0.5, True, "8", None])
+def test_a_rank_that_is_none_is_refused(net, rank):
+    with pytest.raises(AdapterError, match="rank"):
+        attach(net, rank=rank)
+
+
+def test_unknown_kind_and_head_name_the_nearest(net):
+    with pytest.raises(UnknownNameError, match="did you mean 'splora'"):
+        attach(net, kind="lora")
+    with pytest.raises(AdapterError, match="did you mean 'head'"):
+        attach(net, head="heads")
+
+
+def test_a_masked_model_is_refused(net, plan, mask):
+    with pytest.raises(AdapterError, match="before apply_mask"):
+        attach(apply_mask(net, plan, mask))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"kept": {"conv1.weight": {0: np.array([0, 1])}}},  # the net is not cut
+        {"shapes": {"conv1.weight": (6, 3, 3, 3)}},  # another model's plan
+        {"kept": {"conv2.weight": {1: np.array([0, 1, 2, 3, 4, 9])}}},  # out of range
+    ],
+)
+def test_a_mask_that_is_not_the_models_is_refused_and_nothing_changes(net, plan, wrong):
+    before = set(net.state_dict())
+    with pytest.raises(AdapterError, match=r"shape"):
+        attach(net, head="head", **({"shapes": plan.shapes} | wrong))
+    assert set(net.state_dict()) == before
+    assert type(net.conv1) is nn.Conv2d
+    assert trains(net) == set(dict(net.named_parameters()))
+
+
+def test_kept_positions_need_shapes(net):
+    with pytest.raises(AdapterError, match="shapes"):
+        attach(net, kept={"conv1.weight": {0: np.array([0])}})
+
+
+def test_without_an_adapter_nothing_is_merged_read_or_loaded(net):
+    for function in (merge, attach_report, adapter_state):
+        with pytest.raises(AdapterError, match="attach"):
+            function(net)
+    with pytest.raises(AdapterError, match="attach"):
+        load_adapter_state(net, {})
