@@ -68,7 +68,7 @@ def run_scenario(
     sources = _read(scenario, base, progress)
     expansion = scenario.expand({name: source.train.classes for name, source in sources.items()})
     library = Library(out / "library")
-    _build(library, base, expansion, sources, scenario, progress)
+    fill_library(library, base, expansion, sources, scenario, progress)
     fleet = out / "fleet"
     devices = write_fleet(expansion, sources, scenario, fleet)
     config = server_config(scenario, expansion, out / "library")
@@ -160,7 +160,7 @@ def _read(scenario: Scenario, base: Base, progress: Progress) -> dict[str, Sourc
     return sources
 
 
-def _build(
+def fill_library(
     library: Library,
     base: Base,
     expansion: Expansion,
@@ -168,6 +168,7 @@ def _build(
     scenario: Scenario,
     progress: Progress,
 ) -> None:
+    """Build the entries of the scenario's library tasks that are not there yet."""
     tasks = library_tasks(expansion, sources, scenario)
     progress.begin("library tasks", len(tasks))
     section = scenario.library

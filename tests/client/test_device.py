@@ -1,0 +1,229 @@
+"""A device answers every kind of message from its file, its pictures and its store alone."""
+
+import numpy as np
+import pytest
+import tomli_w
+import torch
+
+from fedsprig.adapters import adapter_state
+from fedsprig.artifacts import unpack
+from fedsprig.artifacts.digest import digest, state_digest
+from fedsprig.errors import (
+    BudgetError,
+    DataError,
+    FedsprigError,
+    MessageError,
+    StaleUpdateError,
+    TooFewClassesError,
+)
+from fedsprig.graph import kept_index, trace_groups
+from fedsprig.masks import Mask, ScoreSet
+from fedsprig.models import build
+from fedsprig.subnetwork import AdapterConfig, build_subnetwork, pack_subnetwork
+from fedsprig.tasks import TaskSketch
+from fedsprig.updates import decode_update, encode_state
+from fedsprig.wire import DESCRIBE, EVALUATE, INSTALL, PROFILE, ROUND, Envelope
+from fedsprig.wire import device_pb2 as pb
+from fedsprig_client.device import Device
+
+MODEL = "cifar_resnet20"
+
+
+@pytest.fixture(scope="module")
+def package():
+    module = build(MODEL, num_classes=2)
+    plan = trace_groups(module, torch.zeros(1, 3, 32, 32), name=MODEL)
+    mask = Mask.random(plan, 0.4, np.random.default_rng(0))
+    state = {name: value.numpy() for name, value in module.state_dict().items()}
+    return pack_subnetwork(plan, mask, state, num_classes=3, adapter=AdapterConfig(rank=2))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    rng = np.random.default_rng(0)
+    labels = np.arange(24) % 3
+    images = (
+        rng.integers(0, 80, (24, 8, 8, 3), dtype=np.uint8)
+        + (80 * labels).astype(np.uint8)[:, None, None, None]
+    )
+    np.savez(
+        tmp_path / "pictures.npz",
+        x_train=images,
+        y_train=labels,
+        x_test=images[:6],
+        y_test=labels[:6],
+        classes=np.array(["dark", "grey", "bright"]),
+    )
+    write(tmp_path)
+    return tmp_path
+
+
+def write(folder, **changes):
+    settings = {
+        "name": "gate-3",
+        "task": "shades",
+        "threads": 1,
+        "data": {"kind": "npz", "path": "pictures.npz"},
+        "evaluation": {"kind": "npz", "path": "pictures.npz", "split": "test"},
+        "budget": {"macs_ratio": 0.25},
+    }
+    kept = {k: v for k, v in (settings | changes).items() if v is not None}
+    (folder / "device.toml").write_text(tomli_w.dumps(kept))
+    return folder / "device.toml"
+
+
+def ask(folder, kind, message, blob=b""):
+    """A new Device for every message, as a new process would be."""
+    device = Device.open(folder / "device.toml")
+    return device.answer(Envelope(kind, message.SerializeToString(), blob))
+
+
+def start(package):
+    """The adapter that the server would send: a head that is not zero."""
+    module = build_subnetwork(package, plan_of=lambda _: None).module
+    state = {name: value.numpy() for name, value in adapter_state(module).items()}
+    state["linear.weight"] = (
+        np.random.default_rng(1).normal(size=state["linear.weight"].shape).astype(np.float32)
+    )
+    return state, encode_state(state, "float32")
+
+
+def test_it_says_who_it_is(folder):
+    reply = pb.ProfileReply.FromString(ask(folder, PROFILE, pb.ProfileRequest()).body)
+    assert (reply.device, reply.task, reply.pictures) == ("gate-3", "shades", 24)
+    assert list(reply.classes) == ["dark", "grey", "bright"]
+    assert reply.budget.macs_ratio == 0.25
+    assert not reply.budget.HasField("weight_bytes")
+
+
+def test_it_describes_its_pictures_and_keeps_the_plan(folder, package):
+    message = pb.SubNetwork.FromString(package)
+    message.ClearField("adapter")
+    probe = message.SerializeToString()
+    answer = ask(folder, DESCRIBE, pb.DescribeRequest(probe=digest(probe)), probe)
+    sketch = TaskSketch.from_bytes(answer.blob)
+    assert sketch.counts.tolist() == [8, 8, 8]
+    assert sketch.probe == digest(probe)
+    profile = pb.ProfileReply.FromString(ask(folder, PROFILE, pb.ProfileRequest()).body)
+    assert list(profile.plans) == [message.plan_digest]
+    with pytest.raises(MessageError, match="another"):
+        ask(folder, DESCRIBE, pb.DescribeRequest(probe="0" * 64), probe)
+
+
+def test_install_gives_class_means_and_statistics_of_its_own_pictures(folder, package):
+    answer = ask(folder, INSTALL, pb.InstallRequest(run="shades.one_shot"), package)
+    arrays, _ = unpack(answer.blob)
+    network = build_subnetwork(package, plan_of=lambda _: None)
+    features = network.module.linear.in_features
+    assert arrays["prototypes"].shape == (3, features)
+    assert arrays["counts"].tolist() == [8, 8, 8]
+    names = {name for name in arrays if name.startswith("statistics/")}
+    index = kept_index(network.plan, network.mask)
+    assert "statistics/bn1.running_mean" in names
+    for name in names:
+        own = name.removeprefix("statistics/")
+        width = index.get(own, {}).get(0)
+        assert len(arrays[name]) == (network.plan.shapes[own][0] if width is None else len(width))
+
+
+def test_a_round_trains_and_the_same_request_gets_the_same_answer(folder, package):
+    ask(folder, INSTALL, pb.InstallRequest(run="r"), package)
+    state, blob = start(package)
+    wanted = pb.RoundRequest(
+        run="r",
+        round=1,
+        adapter=state_digest(state),
+        codec="float32",
+        evaluate=True,
+        training=pb.LocalTraining(
+            steps=3, batch_size=8, learning_rate=0.05, schedule="constant", augment="none"
+        ),
+    )
+    answers = [ask(folder, ROUND, wanted, blob) for _ in range(2)]
+    assert answers[0].blob == answers[1].blob
+    reply = pb.RoundReply.FromString(answers[0].body)
+    assert reply.pictures == 24
+    assert reply.evaluation.pictures == 6
+    shapes = {name: value.shape for name, value in state.items()}
+    delta = decode_update(answers[0].blob, shapes=shapes, base_digest=state_digest(state))
+    assert np.abs(delta["layer1.0.conv1.adapter_b"]).max() > 0
+    assert np.abs(delta["linear.weight"]).max() > 0
+    wanted.round = 2
+    assert ask(folder, ROUND, wanted, blob).blob != answers[0].blob  # another order of pictures
+
+
+def test_evaluation_can_score_the_kept_units(folder, package):
+    ask(folder, INSTALL, pb.InstallRequest(run="r"), package)
+    state, blob = start(package)
+    wanted = pb.EvaluateRequest(run="r", adapter=state_digest(state), scorer="taylor")
+    answer = ask(folder, EVALUATE, wanted, blob)
+    network = build_subnetwork(package, plan_of=lambda _: None)
+    from fedsprig.graph import shrink_plan
+
+    scores = ScoreSet.from_bytes(answer.blob, shrink_plan(network.plan, network.mask))
+    for name, kept in network.mask.groups.items():
+        assert scores.groups[name].shape == (kept.sum(),)
+
+
+def test_an_adapter_under_another_digest_is_refused(folder, package):
+    ask(folder, INSTALL, pb.InstallRequest(run="r"), package)
+    _, blob = start(package)
+    with pytest.raises(StaleUpdateError):
+        ask(folder, EVALUATE, pb.EvaluateRequest(run="r", adapter="0" * 64), blob)
+
+
+def test_a_run_without_its_network_and_a_damaged_one_are_refused(folder, package):
+    state, blob = start(package)
+    wanted = pb.EvaluateRequest(run="../../etc", adapter=state_digest(state))
+    with pytest.raises(MessageError, match="no sub-network"):
+        ask(folder, EVALUATE, wanted, blob)
+    ask(folder, INSTALL, pb.InstallRequest(run="../../etc"), package)
+    (stored,) = (folder / "store" / "runs").iterdir()
+    stored.write_bytes(stored.read_bytes()[:-1] + b"x")
+    with pytest.raises(FedsprigError, match="damaged"):
+        ask(folder, EVALUATE, wanted, blob)
+
+
+def test_unknown_kinds_are_refused(folder):
+    with pytest.raises(MessageError, match="release"):
+        ask(folder, "query.secrets", pb.ProfileRequest())
+
+
+def test_without_evaluation_pictures_a_fifth_is_held_out(folder):
+    write(folder, evaluation=None)
+    device = Device.open(folder / "device.toml")
+    reply = pb.ProfileReply.FromString(
+        device.answer(Envelope(PROFILE, pb.ProfileRequest().SerializeToString())).body
+    )
+    assert 18 <= reply.pictures < 24
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "words"),
+    [
+        ({"task": None}, DataError, "'task' is missing"),
+        ({"colour": 1}, DataError, "unknown key 'colour'"),
+        ({"data": "pictures.npz"}, DataError, r"\[data\]"),
+        ({"budget": {"mac": 1}}, BudgetError, "mac"),
+        ({"budget": {"macs": -1}}, BudgetError, "above zero"),
+        ({"budget": {"macs": float("nan")}}, BudgetError, "above zero"),
+    ],
+)
+def test_a_wrong_device_file_is_one_clear_line(folder, changes, error, words):
+    with pytest.raises(error, match=words) as caught:
+        Device.open(write(folder, **changes))
+    assert "\n" not in str(caught.value)
+
+
+def test_one_class_only_is_refused(folder):
+    images = np.zeros((4, 8, 8, 3), np.uint8)
+    np.savez(
+        folder / "pictures.npz",
+        x_train=images,
+        y_train=np.zeros(4, np.int64),
+        x_test=images,
+        y_test=np.zeros(4, np.int64),
+        classes=np.array(["one"]),
+    )
+    with pytest.raises(TooFewClassesError):
+        ask(folder, PROFILE, pb.ProfileRequest())
