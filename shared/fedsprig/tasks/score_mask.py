@@ -106,11 +106,26 @@ def score_mask(
     if not neighbours and own is not None:
         return own.normalised()
     shares = neighbour_weights([item.similarity for item in neighbours], temperature)
-    library = weighted_sum([item.scores.normalised() for item in neighbours], list(shares))
+    library = _normalised_sum([item.scores for item in neighbours], shares)
     if own is None:
         return library
     reliability = _reliability(sketch) if own_weight is None else own_weight
     return weighted_sum([library.normalised(), own.normalised()], [1 - reliability, reliability])
+
+
+def _normalised_sum(sets: Sequence[ScoreSet], shares: NDArray[np.float64]) -> ScoreSet:
+    """``sum_j shares[j] * sets[j].normalised()`` without making a thousand score sets."""
+    from fedsprig.masks.scores import ScoreSet
+
+    layout = sets[0].layout
+    total = np.zeros(layout.units)
+    for scores, share in zip(sets, shares, strict=True):
+        scores.layout.check(layout, "a neighbour's score set")
+        values = scores.flat.astype(np.float64)
+        norms = np.sqrt(np.add.reduceat(values**2, layout.starts))
+        factors = np.divide(share, norms, out=np.zeros_like(norms), where=norms > 0)
+        total += values * np.repeat(factors, layout.sizes)
+    return ScoreSet(layout.split(total.astype(np.float32)))
 
 
 def _reliability(sketch: TaskSketch) -> float:

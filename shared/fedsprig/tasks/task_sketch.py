@@ -69,7 +69,8 @@ class TaskSketch:
     @property
     def present(self) -> NDArray[np.float32]:
         """Prototypes of the classes that have pictures: float32 ``[present, features]``."""
-        return self.prototypes[self.counts > 0]
+        has = self.counts > 0
+        return self.prototypes if has.all() else self.prototypes[has]
 
     @property
     def digest(self) -> str:

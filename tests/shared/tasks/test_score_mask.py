@@ -100,6 +100,13 @@ def test_the_mask_is_the_weighted_sum_of_scores_at_equal_length(seed: int, count
         np.testing.assert_allclose(made.groups[group], expected, atol=1e-6)
 
 
+def test_a_group_of_zeros_says_nothing() -> None:
+    zero = ScoreSet({"a": np.zeros(2, np.float32), "b": np.array([3, 4], np.float32)})
+    made = score_mask(TASK, [Neighbour("n", 0.1, zero)])
+    np.testing.assert_allclose(made.groups["a"], [0, 0])
+    np.testing.assert_allclose(made.groups["b"], [0.6, 0.8], rtol=1e-6)
+
+
 def test_equal_similarities_give_the_plain_mean() -> None:
     rng = np.random.default_rng(0)
     near = [Neighbour(f"n{j}", 0.3, scores(rng)) for j in range(3)]
