@@ -68,11 +68,11 @@ def _plain(images: Pictures, rng: np.random.Generator) -> Pictures:
 
 def _rotate90(images: Pictures, rng: np.random.Generator) -> Pictures:
     """A quarter turn counter-clockwise; height and width change places."""
-    return np.ascontiguousarray(np.rot90(images, 1, axes=(1, 2)))
+    return np.rot90(images, 1, axes=(1, 2)).copy()
 
 
 def _rotate180(images: Pictures, rng: np.random.Generator) -> Pictures:
-    return np.ascontiguousarray(images[:, ::-1, ::-1])
+    return images[:, ::-1, ::-1].copy()
 
 
 def _invert(images: Pictures, rng: np.random.Generator) -> Pictures:

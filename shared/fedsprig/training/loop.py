@@ -18,6 +18,7 @@ from fedsprig.training.draw import Drawer, endless_batches
 from fedsprig.training.metrics import Evaluation, evaluate, features
 from fedsprig.training.modes import device_of, keeping_modes
 from fedsprig.training.normalisation import recalibrate
+from fedsprig.training.strides import subsampled_strides
 
 __all__ = [
     "Evaluation",
@@ -69,7 +70,7 @@ def fit(
 
     Args:
         model: Maps ``[n, c, h, w]`` to logits ``[n, classes]``.
-        images: ``float32 [n, c, h, w]``; fastest in ``channels_last`` memory.
+        images: ``float32 [n, c, h, w]``. Batches are drawn in ``channels_last`` memory.
         labels: ``int64 [n]``.
         config: The settings.
         seed: Of the order of the pictures, augmentation and dropout.
@@ -93,7 +94,7 @@ def fit(
     losses: list[float] = []
     pictures = 0
     cuda = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(cuda), keeping_modes(model):
+    with torch.random.fork_rng(cuda), keeping_modes(model), subsampled_strides(model):
         # Not torch.manual_seed: it would reseed accelerators that this fit does not restore.
         torch.default_generator.manual_seed(seed)
         if cuda:

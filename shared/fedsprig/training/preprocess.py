@@ -1,4 +1,4 @@
-"""Pictures to what a network takes: resized, standardised, channels last."""
+"""Pictures to what a network takes: resized and standardised."""
 
 from __future__ import annotations
 
@@ -42,8 +42,9 @@ def to_tensor(images: NDArray[np.uint8], card: InputCard) -> Tensor:
         card: Size, mean and standard deviation.
 
     Returns:
-        ``float32 [n, 3, s, s]`` in ``channels_last`` memory, which convolutions on a CPU are
-        fastest with.
+        ``float32 [n, 3, s, s]``, contiguous. Convolutions on a CPU are faster with
+        ``channels_last`` memory but not all of them safe (see `fedsprig.training.strides`); the
+        functions of this package change to it where they know it is.
 
     Raises:
         DataError: Pictures of another dtype or shape.
@@ -53,7 +54,7 @@ def to_tensor(images: NDArray[np.uint8], card: InputCard) -> Tensor:
     side = card.input_size
     mean = torch.tensor(card.mean, dtype=torch.float32).view(1, 3, 1, 1)
     std = torch.tensor(card.std, dtype=torch.float32).view(1, 3, 1, 1)
-    out = torch.empty((count, 3, side, side), memory_format=torch.channels_last)
+    out = torch.empty((count, 3, side, side))
     chunk = max(1, _CHUNK_PIXELS // (max(height * width, side * side) * 3))
     for first in range(0, count, chunk):
         # Torch takes no negative strides and warns of arrays that cannot be written to.

@@ -79,7 +79,11 @@ def fit_square(picture: Image.Image, size: int | None) -> Image.Image:
     """The largest central square, resized (bilinear, antialiased); ``None`` leaves the picture."""
     if size is None or picture.size == (size, size):
         return picture
-    return ImageOps.fit(picture, (size, size), Image.Resampling.BILINEAR)
+    width, height = picture.size
+    side = min(width, height)
+    left, top = (width - side) // 2, (height - side) // 2
+    square = picture.crop((left, top, left + side, top + side))
+    return square.resize((size, size), Image.Resampling.BILINEAR)
 
 
 def fit_squares(images: NDArray[np.uint8], size: int | None) -> NDArray[np.uint8]:
