@@ -5,6 +5,6 @@ contributes to the coordinates that its mask keeps, and what nobody has stays as
 """
 
 from fedsprig_server.aggregation.aggregate import AggregationReport, aggregate
-from fedsprig_server.aggregation.contribution import Contribution, is_statistic
+from fedsprig_server.aggregation.contribution import Contribution
 
-__all__ = ["AggregationReport", "Contribution", "aggregate", "is_statistic"]
+__all__ = ["AggregationReport", "Contribution", "aggregate"]

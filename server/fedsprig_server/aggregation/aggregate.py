@@ -9,9 +9,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsprig.adapters import is_statistic
 from fedsprig.errors import UpdateError, UpdateShapeError
 from fedsprig.graph.index import kept_axes, restrict
-from fedsprig_server.aggregation.contribution import Contribution, checked, is_statistic
+from fedsprig_server.aggregation.contribution import Contribution, checked
 from fedsprig_server.aggregation.means import (
     Statistics,
     carried_on,

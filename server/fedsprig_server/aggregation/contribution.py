@@ -6,16 +6,16 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsprig.adapters import is_statistic
 from fedsprig.errors import NonFiniteUpdateError, UpdateError, UpdateShapeError
 from fedsprig.graph.index import KeptIndex, kept_axes
 
 Array = NDArray[Any]
-STATISTICS: Final = ("running_mean", "running_var")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -36,11 +36,6 @@ class Contribution:
     state: Mapping[str, Array]
     index: KeptIndex
     stratum: str
-
-
-def is_statistic(name: str) -> bool:
-    """Whether a tensor is a normalisation statistic, which only devices of one stratum share."""
-    return name.rpartition(".")[2] in STATISTICS
 
 
 def checked(

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsprig.adapters import is_statistic
 from fedsprig.errors import UpdateShapeError
 from fedsprig.graph.index import kept_axes
-from fedsprig_server.aggregation.contribution import Contribution, is_statistic
+from fedsprig_server.aggregation.contribution import Contribution
 
 Array = NDArray[Any]
 Statistics = dict[str, Array]

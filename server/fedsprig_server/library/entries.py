@@ -9,7 +9,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 
 from fedsprig.errors import LibraryError, PlanError, ProbeMismatchError
 from fedsprig.graph.plan import GroupPlan
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 SCORES_KEPT_BYTES: Final = 128 << 20
 _NAMES_A_QUERY: Final = 500
+_EMPTY: Final = SketchIndex.build((), ())
 _ENTRY_FIELDS: Final = (
     "name",
     "base",
@@ -150,14 +151,18 @@ class EntryStore(Store):
         Kept between calls; entries that came since (from whatever process) are added to it.
         """
         with self._lock:
-            last, index = self._indices.get(base, (0, SketchIndex.build((), ())))
+            last, index = self._indices.get(base, (0, _EMPTY))
             query = (
                 select(EntryRow.id, EntryRow.name, EntryRow.sketch)
-                .where(EntryRow.base == base, EntryRow.id > last)
+                .where(EntryRow.base == base)
                 .order_by(EntryRow.id)
             )
+            count = select(func.count()).select_from(EntryRow).where(EntryRow.base == base)
             with self.database.reading() as session:
-                new = session.execute(query).all()
+                new = session.execute(query.where(EntryRow.id > last)).all()
+                if session.scalar(count) != len(index) + len(new):
+                    # Database servers may commit a lower number after a higher one.
+                    index, new = _EMPTY, session.execute(query).all()
             if new:
                 sketches = [TaskSketch.from_bytes(self.blobs.get(row.sketch)) for row in new]
                 index = index.extended([row.name for row in new], sketches)

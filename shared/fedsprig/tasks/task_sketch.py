@@ -21,6 +21,7 @@ from fedsprig.artifacts.digest import digest
 from fedsprig.errors import ProbeMismatchError, SketchError
 
 KIND: Final = "fedsprig.sketch.1"
+MAX_CLASS_NAME: Final = 200
 LIMITS: Final = Limits(total_bytes=256 << 20, header_bytes=8 << 20, tensors=3)
 
 
@@ -33,7 +34,8 @@ class TaskSketch:
         prototypes: float32 ``[classes, features]``: mean feature vector of every class; zero for a
             class without pictures.
         counts: int64 ``[classes]``: pictures of every class, at least one in all.
-        classes: Names by class, each possibly empty where the owner keeps it private.
+        classes: Names by class, printable, up to 200 characters, each empty where the owner keeps
+            it private.
         fingerprint: float32 ``[units]``: mean absolute activation of every unit of the plan's
             groups, in their order; empty when it was not measured.
 
@@ -57,7 +59,7 @@ class TaskSketch:
         _require(self.counts.dtype == np.int64 and self.counts.shape == (size,), "counts")
         _require(bool((self.counts >= 0).all()) and bool(self.counts.any()), "counts")
         _require(len(self.classes) == size, "classes")
-        _require(all(isinstance(name, str) for name in self.classes), "classes")
+        _require(all(map(_is_class_name, self.classes)), "classes")
         _require(self.fingerprint.dtype == np.float32 and self.fingerprint.ndim == 1, "fingerprint")
         _require(bool(np.isfinite(self.fingerprint).all()), "fingerprint")
 
@@ -165,6 +167,10 @@ def check_same_probe(expected: str, found: str) -> None:
             f"the sketch was made with probe {found[:12] or 'none'}, the others with "
             f"{expected[:12] or 'none'}: describe the task again with the server's probe"
         )
+
+
+def _is_class_name(name: object) -> bool:
+    return isinstance(name, str) and len(name) <= MAX_CLASS_NAME and name.isprintable()
 
 
 def _one_name(names: tuple[str, ...]) -> str:

@@ -198,6 +198,20 @@ def test_the_index_is_kept_and_grows_with_every_process(library: Library) -> Non
         np.testing.assert_array_equal(getattr(grown, name), getattr(fresh, name))
 
 
+def test_the_index_misses_no_entry_that_is_committed_out_of_order(library: Library) -> None:
+    def renumber(name: str, number: int) -> None:
+        with sqlite3.connect(library.database.name) as raw:
+            raw.execute("UPDATE entries SET id = ? WHERE name = ?", (number, name))
+        raw.close()
+
+    library.add_entry(entry(library, "late", 1, masks={}))
+    renumber("late", 50)
+    assert library.index("base").names == ("late",)
+    library.add_entry(entry(library, "early", 2, masks={}))
+    renumber("early", 7)
+    assert library.index("base").names == ("early", "late")
+
+
 def test_bases_are_kept_and_cannot_change(library: Library) -> None:
     put = library.blobs.put
     record = BaseRecord("d" * 64, "sprig20", put(b"plan"), put(b"probe"))
