@@ -26,6 +26,8 @@ from fedsprig.graph.plan import KINDS, ROLES, WHERES, AxisMap, Group, GroupPlan,
 
 _VERSION = "1"
 _LIMITS = Limits(total_bytes=64 << 20, tensors=4)
+# What reading text and tables of the wrong form raises.
+_MALFORMED = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
 _ARRAYS = {"axes": np.int32, "taps": np.int32, "positions": np.int32, "text": np.uint8}
 
 Item = TypeVar("Item")
@@ -106,7 +108,7 @@ def decode_plan(data: bytes) -> GroupPlan:
     try:
         text = json.loads(arrays["text"].tobytes().decode())
         return _assemble(text, arrays["axes"], arrays["taps"], arrays["positions"].ravel())
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except _MALFORMED as error:
         raise PlanError(
             f"the group plan is malformed ({type(error).__name__}): fetch it again"
         ) from error
