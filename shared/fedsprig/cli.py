@@ -34,6 +34,7 @@ COMMANDS: dict[str, Entry] = {
     "demo": Entry("fedsprig_sim.commands:demo", "Run the main job on embedded data."),
     "simulate": Entry("fedsprig_sim.commands:simulate", "Run a scenario file."),
     "report": Entry("fedsprig_sim.commands:report", "Show a finished run again."),
+    "library": Entry("fedsprig_server.commands:library", "Look into a library and check it."),
     "bench": Entry("fedsprig_sim.commands:bench", "Measure parts of the system."),
     "doctor": Entry("fedsprig.cli:doctor", "Show what is installed and what is amiss."),
 }
