@@ -14,11 +14,11 @@ FAST = [
     "cifar_resnet20",
     "sprig_vit",
     "efficientnet_lite0",
-    "torchvision/resnet18",
     "torchvision/mobilenet_v3_small",
-    "torchvision/swin_t",
 ]
 SLOW = [
+    "torchvision/resnet18",
+    "torchvision/swin_t",
     "cifar_resnet56",
     "torchvision/resnet50",
     "torchvision/mobilenet_v2",
