@@ -125,8 +125,8 @@ def _sample(part: Any, number: int, source: Source) -> tuple[NDArray[np.uint8], 
         return pixels, int(label)
     except (TypeError, ValueError) as error:
         raise DataError(
-            f"torchvision's {source.name} has labels such as {label!r}, no class numbers: "
-            "write the pictures to an ImageFolder"
+            f"torchvision's {source.name} has a {type(label).__name__} for a label, no class "
+            "number: write the pictures to an ImageFolder"
         ) from error
 
 

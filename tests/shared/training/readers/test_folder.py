@@ -188,7 +188,7 @@ def test_a_turned_photograph_is_put_upright(tmp_path):
     image[0] = 255
     exif = Image.Exif()
     exif[0x0112] = 3  # turned by 180 degrees
-    seen = one_of(tmp_path, Image.fromarray(image), "a.tif", exif=exif)
+    seen = one_of(tmp_path, Image.fromarray(image), exif=exif)
     assert seen[:, 0, 0].tolist() == [0, 0, 0, 255]
 
 

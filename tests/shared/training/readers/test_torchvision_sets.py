@@ -5,7 +5,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fedsprig.errors import DataError, LimitError, MissingSplitError, UnknownNameError
+from fedsprig.errors import (
+    DataError,
+    LimitError,
+    MissingSplitError,
+    UnknownNameError,
+    UnreadablePictureError,
+)
 from fedsprig.training import read
 
 pytest.importorskip("torchvision")
@@ -79,8 +85,21 @@ def test_refuses_what_is_not_downloaded_or_too_large(fashion, tmp_path):
 
 
 def test_refuses_sets_without_class_numbers(tmp_path):
-    """Captions are no labels."""
-    raw = tmp_path / "captions.txt"
-    raw.write_text("a.jpg\t0\tA dog\n")
-    with pytest.raises(DataError):
-        read("torchvision", tmp_path, name="Flickr8k")
+    """Boxes are no class."""
+    year = tmp_path / "VOCdevkit" / "VOC2012"
+    for name in ("JPEGImages", "Annotations", "ImageSets/Main"):
+        (year / name).mkdir(parents=True)
+    (year / "ImageSets" / "Main" / "train.txt").write_text("a\n")
+    (year / "Annotations" / "a.xml").write_text("<annotation><object/></annotation>")
+    Image.fromarray(np.zeros((8, 8, 3), dtype=np.uint8)).save(year / "JPEGImages" / "a.jpg")
+    with pytest.raises(DataError, match="has a dict for a label, no class number"):
+        read("torchvision", tmp_path, name="VOCDetection")
+
+
+def test_names_an_unreadable_picture_by_its_number(tmp_path):
+    folder = tmp_path / "eurosat" / "2750" / "Forest"
+    folder.mkdir(parents=True)
+    Image.fromarray(np.zeros((8, 8, 3), dtype=np.uint8)).save(folder / "a.png")
+    (folder / "b.png").write_bytes(b"no picture")
+    with pytest.raises(UnreadablePictureError, match="cannot read picture 1 of torchvision's Euro"):
+        read("torchvision", tmp_path, name="EuroSAT")
