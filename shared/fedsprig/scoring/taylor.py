@@ -51,7 +51,7 @@ def score_taylor(
     Raises:
         UnknownNameError: another form.
         LabelRangeError: a label that the head does not have.
-        ScoreError: no pictures, or a score that is not finite.
+        ScoreError: no pictures, scores that are not finite, or all zero (a head of zeros).
     """
     if form not in ("sum", "paper"):
         raise UnknownNameError(f"the Taylor score has no form {form!r}: use sum or paper")
@@ -65,6 +65,10 @@ def score_taylor(
         pictures += len(images)
     if not pictures:
         raise ScoreError("the Taylor score needs pictures: pass at least one batch")
+    if plan.groups and not any(total.any() for total in totals.values()):
+        raise ScoreError(
+            "the loss does not depend on any unit: give the model a head that is not zero"
+        )
     return ScoreSet({name: (total.abs() / pictures).numpy() for name, total in totals.items()})
 
 

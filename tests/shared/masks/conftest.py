@@ -92,8 +92,8 @@ def chain_plan() -> Callable[..., GroupPlan]:
     """Builds plans of chains: ``chain_plan(sizes, wide=k, pixels=p)``.
 
     Layer i maps group i - 1 to group i. The second layer's units own ``wide`` channels each (as
-    heads do); the last group is read by a linear layer after a flatten of ``pixels``; a
-    concatenation puts groups 0 and 1 side by side.
+    heads do) and have a table that no product uses; the last group is read by a linear layer after
+    a flatten of ``pixels``; a concatenation puts groups 0, 1 and again 0 side by side.
     """
 
     def build(sizes, *, wide=1, pixels=1):
@@ -120,9 +120,12 @@ def chain_plan() -> Callable[..., GroupPlan]:
         macs["fc.weight"] = 1
         axes[-1].append(AxisMap("fc.weight", 1, rows(sizes[-1], owned[-1] * pixels), "in"))
         if len(sizes) > 1:
-            shapes["cat.weight"] = (4, widths[0] + widths[1] + 1)
+            shapes["l1.table"] = (3, sizes[1])
+            axes[1].append(AxisMap("l1.table", 1, rows(sizes[1]), "out"))
+            shapes["cat.weight"] = (4, 2 * widths[0] + widths[1] + 1)
             macs["cat.weight"] = 3
-            axes[0].append(AxisMap("cat.weight", 1, rows(sizes[0]), "in"))
+            for start in (0, widths[0] + widths[1]):
+                axes[0].append(AxisMap("cat.weight", 1, rows(sizes[0]) + start, "in"))
             axes[1].append(AxisMap("cat.weight", 1, rows(sizes[1], wide) + widths[0], "in"))
         return GroupPlan(
             model="chain",

@@ -208,6 +208,37 @@ def test_ties_go_to_the_earlier_group_and_unit(tiny_plan):
     assert mask == again
 
 
+def test_widths_grow_by_the_best_mean(tiny_plan):
+    """Pairs; two units of each group stay, and one pair may enter.
+
+    The next pair of conv1 is about (.56, .10), that of conv2 (.40, .40): the mean decides.
+    """
+    scores = ScoreSet(
+        {
+            "conv1": np.array([0.6, 0.55, 0.55, 0.1]),
+            "conv2": np.array([0.6, 0.5, 0.4, 0.4, 0.2, 0.17]),
+        }
+    )
+    mask = solve(scores, tiny_plan, Budget(units=0.6), round_to=2, floor=0)
+    assert (mask.kept("conv1"), mask.kept("conv2")) == (2, 4)
+
+
+def test_widths_are_channels_not_units(chain_plan):
+    """Heads of 4 channels: two make a width of 8. A group narrower than 8 stays whole."""
+    plan = chain_plan([4, 8], wide=4)
+    scores = ScoreSet({"l0": np.arange(4), "l1": np.arange(8)})
+    mask = solve(scores, plan, Budget(units=0.5), round_to=8, floor=0)
+    assert (mask.kept("l0"), mask.kept("l1")) == (4, 2)
+
+
+def test_ratios_mean_the_whole_number_they_come_near(chain_plan):
+    """0.29 * 100 is 28.999999999999996 and 0.07 * 100 is 7.000000000000001 in floating point."""
+    plan = chain_plan([100])
+    scores = ScoreSet({"l0": np.arange(100)})
+    assert solve(scores, plan, Budget(units=0.29)).kept("l0") == 29
+    assert solve(scores, plan, Budget(units=0.07), floor=0.07).kept("l0") == 7
+
+
 def test_an_infeasible_budget_says_which_limit_and_by_how_much(tiny_plan):
     """One unit each: 35 parameters = 140 bytes, and 16 * (18 + 9) + 3 = 435 MACs."""
     scores = ScoreSet({"conv1": np.ones(4), "conv2": np.ones(6)})

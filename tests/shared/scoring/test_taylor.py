@@ -127,6 +127,14 @@ def test_bad_input_is_refused(net, plan, batches):
         score("taylor", net.out, plan, batches)
 
 
+def test_a_head_of_zeros_is_refused(net, plan, batches):
+    """All scores would be zero, and a mask from them arbitrary."""
+    with torch.no_grad():
+        net.out.weight.zero_()
+    with pytest.raises(ScoreError, match="a head that is not zero"):
+        score("taylor", net, plan, batches)
+
+
 def test_a_network_that_was_cut_is_refused(net, plan, batches):
     net.bn1 = torch.nn.BatchNorm2d(2).double()
     net.conv1 = torch.nn.Conv2d(2, 2, 3, padding=1).double()
