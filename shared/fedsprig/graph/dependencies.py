@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 import numpy as np
@@ -21,6 +22,7 @@ from fedsprig.graph.rebuild import rebuild
 from fedsprig.graph.standins import install_standins
 
 CLASS_OUTPUTS = "outputs of the model (classes)"
+_MAX_ITEMS = 5000
 LAYER_NORM = "stream through layer normalisation"
 
 
@@ -122,7 +124,8 @@ class Dependencies:
         coupling.assign(port, channels, labels)
         try:
             prune = graph.get_pruner_of_module(module).prune_out_channels
-            items = graph.get_pruning_group(module, prune, channels.tolist()).items
+            with _bounded():
+                items = graph.get_pruning_group(module, prune, channels.tolist()).items
         except Exception as error:  # whatever the tracer may stumble over
             coupling.freeze(labels, f"the tracer failed here ({type(error).__name__})")
             return
@@ -156,6 +159,28 @@ class Dependencies:
     def _pruning_axis(self, name: str) -> int:
         parameter = self._model.get_parameter(name)
         return int(self._graph.module2node[parameter].pruning_dim) % parameter.ndim
+
+
+@contextmanager
+def _bounded() -> Iterator[None]:
+    """End a group that grows without end.
+
+    Where index maps disagree around a loop, the tracer walks it again with other indices each
+    time. The largest group of the networks that we know has 800 items.
+    """
+    from torch_pruning.dependency import graph
+
+    class BoundedGroup(graph.Group):  # type: ignore[misc]
+        def add_dep(self, dep: Any, idxs: Any) -> None:
+            if len(self.items) >= _MAX_ITEMS:
+                raise RecursionError("a group without end")
+            super().add_dep(dep, idxs)
+
+    original, graph.Group = graph.Group, BoundedGroup
+    try:
+        yield
+    finally:
+        graph.Group = original
 
 
 def _read_graph(model: nn.Module, example: Tensor) -> Any:

@@ -16,6 +16,21 @@ from fedsprig.models.attention import HeadLayout, PrunableAttention
 
 _TIMM = HeadLayout(packed=("qkv.weight", "qkv.bias"), projection="proj")
 
+# Attention that cannot lose heads, by name (none of these packages need be imported):
+# (weight that writes the features, weight that reads them).
+_WHOLE = {
+    "torch.nn.modules.activation.MultiheadAttention": ("out_proj.weight", "in_proj_weight"),
+    "torchvision.models.swin_transformer.ShiftedWindowAttention": ("proj.weight", "qkv.weight"),
+    "torchvision.models.swin_transformer.ShiftedWindowAttentionV2": ("proj.weight", "qkv.weight"),
+    "torchvision.models.maxvit.RelativePositionalMultiHeadAttention": (
+        "merge.weight",
+        "to_qkv.weight",
+    ),
+    "timm.layers.attention.Attention": ("proj.weight", "qkv.weight"),
+    "timm.models.beit.Attention": ("proj.weight", "qkv.weight"),
+    "timm.models.swin_transformer.WindowAttention": ("proj.weight", "qkv.weight"),
+}
+
 
 def head_layout(module: nn.Module) -> HeadLayout | None:
     """Where the heads of a module lie; None if it is no attention that can lose heads."""
@@ -26,15 +41,21 @@ def head_layout(module: nn.Module) -> HeadLayout | None:
 
 def why_whole(module: nn.Module) -> str | None:
     """Why an attention module must keep all its heads; None for every other module."""
-    if head_layout(module) is not None:
-        return None
-    if isinstance(module, nn.MultiheadAttention) or _kind(module) in (
-        "torchvision.models.swin_transformer.ShiftedWindowAttention",
-        "torchvision.models.swin_transformer.ShiftedWindowAttentionV2",
-        "timm.layers.attention.Attention",
-    ):
+    if head_layout(module) is None and _kind(module) in _WHOLE:
         return f"{type(module).__name__} cannot run with fewer heads"
     return None
+
+
+def feature_ports(module: nn.Module) -> tuple[str, str] | None:
+    """(weight that writes the features, weight that reads them) of an attention module.
+
+    None for every other module, and for attention that nothing is known of.
+    """
+    layout = head_layout(module)
+    if layout is not None:
+        return f"{layout.projection}.weight", layout.packed[0]
+    ports = _WHOLE.get(_kind(module))
+    return ports if ports and ports[1] in dict(module.named_parameters()) else None
 
 
 def head_macs(module: nn.Module, shape: tuple[int, ...]) -> int:

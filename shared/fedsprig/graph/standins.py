@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedsprig.graph.heads import head_layout, why_whole
+from fedsprig.graph.heads import feature_ports, head_layout
 from fedsprig.models.cifar_resnet import BasicBlock, PadShortcut
 
 # Axes that a stand-in's port stands for: (tensor, axis).
@@ -66,7 +66,7 @@ def install_standins(model: nn.Module) -> tuple[dict[str, tuple[Axes, Axes]], se
             channels = module.conv1.in_channels
             module.shortcut = PadByLayers(channels, pad.before, pad.after)
             nothing |= {f"{path}.shortcut.low", f"{path}.shortcut.high"}
-        ports = _attention_ports(module)
+        ports = feature_ports(module)
         if ports is not None:
             writes, reads = ports
             own = dict(module.named_parameters())
@@ -79,18 +79,6 @@ def install_standins(model: nn.Module) -> tuple[dict[str, tuple[Axes, Axes]], se
                 out.append((f"{path}.{bias}", 0))
             linear[f"{path}.mix"] = tuple(out), ((f"{path}.{reads}", 1),)
     return linear, nothing
-
-
-def _attention_ports(module: nn.Module) -> tuple[str, str] | None:
-    """(weight that writes the features, weight that reads them) of an attention module."""
-    layout = head_layout(module)
-    if layout is not None:
-        return f"{layout.projection}.weight", layout.packed[0]
-    if isinstance(module, nn.MultiheadAttention) and module.in_proj_weight is not None:
-        return "out_proj.weight", "in_proj_weight"
-    if why_whole(module) is not None and hasattr(module, "qkv"):
-        return "proj.weight", "qkv.weight"
-    return None
 
 
 def _returns_pair(module: nn.Module) -> bool:
@@ -107,7 +95,7 @@ def _outermost(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         if inside is not None and path.startswith(inside):
             continue
         yield path, module
-        inside = f"{path}." if _attention_ports(module) is not None else None
+        inside = f"{path}." if feature_ports(module) is not None else None
 
 
 def _set_submodule(model: nn.Module, path: str, module: nn.Module) -> None:

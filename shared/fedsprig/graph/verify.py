@@ -43,7 +43,9 @@ def freeze_what_fails(model: nn.Module, plan: GroupPlan, example: Tensor) -> Gro
     Returns:
         ``plan``, with failing groups moved to ``frozen``.
     """
-    probe = randomised(model, seed=_SEED)
+    # On the CPU in full precision, so that a plan is the same wherever it is traced.
+    probe = randomised(model, seed=_SEED).to("cpu", torch.float32)
+    example = example.to("cpu", torch.float32)
     failing = _failing(probe, plan, plan.groups, example)
     good = tuple(group for group in plan.groups if group not in failing)
     if failing and not _holds(probe, plan, good, example):
@@ -107,7 +109,7 @@ def _holds(probe: nn.Module, plan: GroupPlan, groups: Sequence[Group], example: 
         with torch.no_grad():
             expected = apply_mask(probe, plan, mask)(example)
             found = materialize(probe, plan, mask)(example)
-    except FedsprigError:
+    except (FedsprigError, MemoryError):
         raise
     except Exception:  # whatever a network may raise when a width is wired into it
         return False

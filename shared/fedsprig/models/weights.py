@@ -101,6 +101,7 @@ def _download(name: str) -> dict[str, Tensor]:
             return dict(timm.create_model(builder, pretrained=True).state_dict())
         from torchvision import models
 
+        # Read by torch without code (weights_only), against the digest in the file's name.
         chosen = models.get_model_weights(builder).DEFAULT
         return dict(chosen.get_state_dict(progress=False, check_hash=True))
     except FedsprigError:

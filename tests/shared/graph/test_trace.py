@@ -455,3 +455,17 @@ def test_a_model_of_one_layer_has_nothing_to_prune():
     assert plan.groups == ()
     assert plan.head == "1"
     assert np.prod(plan.shapes["1.weight"]) == 24
+
+
+def test_a_group_without_end_is_cut_short_and_frozen(monkeypatch):
+    """Some attention written with reshapes makes the tracer walk in circles."""
+    monkeypatch.setattr("fedsprig.graph.dependencies._MAX_ITEMS", 3)
+    model = Net(
+        lambda m, x: m.fc(pool(m.b(m.a(x)).relu().sigmoid().tanh())),
+        a=conv(3, 4),
+        b=conv(4, 5),
+        fc=nn.Linear(5, 2),
+    )
+    plan = trace_groups(model, PICTURE)
+    assert [g.name for g in plan.groups] == ["a"]
+    assert "tracer failed" in plan.frozen["b"]
