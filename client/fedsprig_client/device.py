@@ -26,7 +26,7 @@ from fedsprig.models import ModelCard
 from fedsprig.scoring import score
 from fedsprig.seeds import derive_seed
 from fedsprig.subnetwork import SubNetwork, build_subnetwork
-from fedsprig.tasks import class_means, sketch
+from fedsprig.tasks import class_means, projected_variance, sketch
 from fedsprig.training import (
     ImageSet,
     TrainConfig,
@@ -145,14 +145,19 @@ class Device:
         images, labels = self._tensors(network.card, self.pictures)
         recalibrate(network.module, images)
         vectors = features(network.module, network.card.head, images)
-        means, counts = class_means(vectors.numpy(), labels.numpy(), len(self.pictures.classes))
+        found, numbers = vectors.numpy(), labels.numpy()
+        means, counts = class_means(found, numbers, len(self.pictures.classes))
         arrays = {
             f"statistics/{name}": value.numpy()
             for name, value in adapter_state(network.module).items()
             if is_statistic(name)
         }
         arrays |= {"prototypes": means.astype(np.float32), "counts": counts}
-        reply = pb.InstallReply(pictures=len(labels), seconds=time.perf_counter() - started)
+        reply = pb.InstallReply(
+            pictures=len(labels),
+            projected_variance=projected_variance(found, numbers, means),
+            seconds=time.perf_counter() - started,
+        )
         return Envelope(INSTALL, reply.SerializeToString(), pack(arrays))
 
     def _round(self, request: Envelope) -> Envelope:

@@ -16,7 +16,7 @@ from fedsprig.models import ModelCard, replace_head
 from fedsprig.scoring import score
 from fedsprig.seeds import derive_seed
 from fedsprig.subnetwork import SubNetwork, build_subnetwork
-from fedsprig.tasks import class_means, prototype_head, sketch
+from fedsprig.tasks import class_means, projected_variance, prototype_head, sketch
 from fedsprig.training import (
     ImageSet,
     TrainConfig,
@@ -162,7 +162,9 @@ def _started(base: Base, images: Tensor, labels: Tensor, classes: int) -> nn.Mod
     module = replace_head(copy.deepcopy(base.module), base.card, classes)
     recalibrate(module, images)
     found = features(module, base.card.head, images).numpy()
-    weight, bias = prototype_head(*class_means(found, labels.numpy(), classes))
+    means, counts = class_means(found, labels.numpy(), classes)
+    variance = projected_variance(found, labels.numpy(), means)
+    weight, bias = prototype_head(means, counts, variance)
     head = module.get_submodule(base.card.head)
     with torch.no_grad():
         for parameter, value in zip(head.parameters(), (weight, bias), strict=False):

@@ -22,7 +22,12 @@ def serve(transport: Transport, config: ServerConfig) -> None:
     Raises:
         RunError: A task failed; the others have been finished and published.
     """
-    library = Library(config.library)
+    with Library(config.library) as library:
+        serve_from(library, transport, config)
+
+
+def serve_from(library: Library, transport: Transport, config: ServerConfig) -> None:
+    """The same with an open library."""
     base = Base.load(config.model, config.weights, image_size=config.image_size)
     record = library.find_base(base.digest)
     if record is None:

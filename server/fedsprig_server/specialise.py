@@ -10,35 +10,43 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsprig.artifacts import unpack
 from fedsprig.artifacts.digest import digest, state_digest
 from fedsprig.errors import FedsprigError, RunError
 from fedsprig.graph import KeptIndex, kept_index, shrink_plan
 from fedsprig.masks import Mask, ScoreSet
 from fedsprig.subnetwork import AdapterConfig, pack_subnetwork
-from fedsprig.tasks import TaskSketch, prototype_head
-from fedsprig.updates import decode_state, decode_update, encode_state
-from fedsprig.wire import DESCRIBE, EVALUATE, INSTALL, ROUND, Envelope, parse
+from fedsprig.tasks import TaskSketch
+from fedsprig.updates import decode_state, encode_state
+from fedsprig.wire import DESCRIBE, EVALUATE, INSTALL, ROUND, Envelope
 from fedsprig.wire import device_pb2 as pb
 from fedsprig_server.aggregation import Contribution
 from fedsprig_server.base import Base
-from fedsprig_server.cohort_state import Aggregation, CohortState, head_names
+from fedsprig_server.cohort_state import Aggregation, CohortState
 from fedsprig_server.config import ServerConfig
 from fedsprig_server.ledger import Ledger
 from fedsprig_server.library import Library, Run
 from fedsprig_server.lobby import Member
 from fedsprig_server.one_shot import arm_scores, cut, find
+from fedsprig_server.replies import (
+    Installed,
+    head_from_means,
+    read_evaluation,
+    read_installed,
+    read_sketch,
+    read_update,
+)
 from fedsprig_server.scheduler import Answer, Ask, Flow
 from fedsprig_server.transport import Request
 
 Array = NDArray[Any]
+Read = TypeVar("Read")
 log = logging.getLogger(__name__)
 
 
@@ -74,7 +82,8 @@ class Specialisation:
         self._library = library
         self._config = config
         self._probe = probe
-        self._num_classes = len(members[0].classes)
+        self._classes = members[0].classes
+        self._num_classes = len(self._classes)
         self._holding = {m.device for m in members if base.plan.digest in m.plans}
         self._needed = max(1, math.ceil(config.rounds.quorum * len(members)))
 
@@ -95,15 +104,20 @@ class Specialisation:
     def _describe(self) -> Generator[Ask, list[Answer], Run]:
         """Collect the devices' sketches, merge them and find the neighbours."""
         ledger = Ledger()
+        probe = digest(self._probe)
         wanted = pb.DescribeRequest(
-            probe=digest(self._probe), noise=self._config.sketch_noise, seed=self._config.seed
+            probe=probe, noise=self._config.sketch_noise, seed=self._config.seed
         )
         message = Envelope(DESCRIBE, wanted.SerializeToString(), self._probe)
-        answers = yield from self._ask(dict.fromkeys(self._members, message), ledger)
+        answers = yield from self._ask(
+            dict.fromkeys(self._members, message),
+            ledger,
+            lambda _, answer: read_sketch(answer, classes=self._classes, probe=probe),
+        )
         sketches = []
-        for device, answer in answers.items():
-            ledger.worked(device, DESCRIBE, parse(pb.DescribeReply, answer.body).seconds)
-            sketches.append(TaskSketch.from_bytes(answer.blob))
+        for device, (sketch, seconds) in answers.items():
+            ledger.worked(device, DESCRIBE, seconds)
+            sketches.append(sketch)
             self._holding.add(device)  # the probe brought the plan
         sketch = TaskSketch.merge(sketches)
         started = time.perf_counter()
@@ -204,7 +218,7 @@ class Specialisation:
 
     def _install(
         self, name: str, cuts: Mapping[str, Cut], adapter: AdapterConfig, ledger: Ledger
-    ) -> Generator[Ask, list[Answer], dict[str, dict[str, Array]]]:
+    ) -> Generator[Ask, list[Answer], dict[str, Installed]]:
         """Send every device its sub-network; class means and statistics come back."""
         packages: dict[tuple[str, bool], bytes] = {}
         messages = {}
@@ -223,43 +237,35 @@ class Specialisation:
                 )
             wanted = pb.InstallRequest(run=name, seed=self._config.seed)
             messages[device] = Envelope(INSTALL, wanted.SerializeToString(), packages[key])
-        answers = yield from self._ask(messages, ledger)
-        installed = {}
-        for device, answer in answers.items():
-            ledger.worked(device, INSTALL, parse(pb.InstallReply, answer.body).seconds)
-            installed[device] = unpack(answer.blob)[0]
+        installed = yield from self._ask(
+            messages,
+            ledger,
+            lambda device, answer: read_installed(
+                answer, self._base.plan, cuts[device].index, num_classes=self._num_classes
+            ),
+        )
+        for device, reply in installed.items():
+            ledger.worked(device, INSTALL, reply.seconds)
         return installed
 
     def _start(
         self,
         adapter: AdapterConfig,
         cuts: Mapping[str, Cut],
-        installed: Mapping[str, Mapping[str, Array]],
+        installed: Mapping[str, Installed],
     ) -> CohortState:
         """The state right after the cut: base values, head from class means, own statistics."""
-        base = self._base
-        start = CohortState.start(base, adapter, num_classes=self._num_classes)
-        weight = head_names(base)[0]
-        width = base.plan.shapes[weight][1]
-        sums = np.zeros((self._num_classes, width))
-        pictures = np.zeros((self._num_classes, width))
-        counts = np.zeros(self._num_classes, np.int64)
-        contributions = []
-        for device, arrays in installed.items():
-            means, seen = arrays["prototypes"], arrays["counts"]
-            kept = cuts[device].index.get(weight, {}).get(1, np.arange(width))
-            sums[:, kept] += means * seen[:, None]
-            pictures[:, kept] += seen[:, None]
-            counts += seen
-            statistics = {
-                name.removeprefix("statistics/"): value
-                for name, value in arrays.items()
-                if name.startswith("statistics/")
-            }
-            contributions.append(self._contribution(device, statistics, cuts))
-        prototypes = sums / np.maximum(pictures, 1)
-        started = start.with_head(base, *prototype_head(prototypes, counts))
-        return started.averaged(contributions, how="fixed")
+        head = self._base.plan.head
+        start = CohortState.start(self._base, adapter, num_classes=self._num_classes)
+        own: dict[str, dict[str, Array]] = {}
+        for stratum in sorted({cuts[device].stratum for device in installed}):
+            replies = [r for device, r in installed.items() if cuts[device].stratum == stratum]
+            own[stratum] = head_from_means(self._base, replies)
+        statistics = [
+            self._contribution(device, reply.statistics, cuts)
+            for device, reply in installed.items()
+        ]
+        return CohortState(start.shared, own).averaged(statistics, head=head, how="fixed")
 
     def _round(
         self,
@@ -294,29 +300,23 @@ class Specialisation:
                 ),
             )
             messages[device] = Envelope(ROUND, wanted.SerializeToString(), blob)
-        answers = yield from self._ask(messages, ledger)
+        answers = yield from self._ask(
+            messages,
+            ledger,
+            lambda device, answer: (
+                *read_update(answer, sent[device][1], sent[device][0]),
+                len(answer.blob),
+            ),
+        )
         contributions, losses = [], []
-        for device, answer in answers.items():
-            adapter_digest, received, _ = sent[device]
-            try:
-                reply = parse(pb.RoundReply, answer.body)
-                delta = decode_update(
-                    answer.blob,
-                    shapes={key: value.shape for key, value in received.items()},
-                    base_digest=adapter_digest,
-                )
-            except FedsprigError as error:
-                self._refuse(device, f"{type(error).__name__}: {error}", ledger)
-                continue
-            trained = {key: received[key] + value for key, value in delta.items()}
+        for device, (reply, trained, size) in answers.items():
             contributions.append(self._contribution(device, trained, cuts))
             ledger.worked(device, ROUND, reply.seconds)
             ledger.reached(device, reply.evaluation)
-            ledger.updated(device, len(answer.blob))
+            ledger.updated(device, size)
             losses.append(reply.loss)
-        self._check_quorum(len(contributions), f"round {number}", ledger)
         how: Aggregation = "fixed" if full else self._config.aggregation
-        state = state.averaged(contributions, how=how)
+        state = state.averaged(contributions, head=self._base.plan.head, how=how)
         return state, {"loss": float(np.mean(losses)), "devices": float(len(losses))}
 
     def _evaluate(
@@ -339,15 +339,19 @@ class Specialisation:
                 seed=self._config.seed,
             )
             messages[device] = Envelope(EVALUATE, wanted.SerializeToString(), blob)
-        answers = yield from self._ask(messages, ledger)
+
+        def read(device: str, answer: Envelope) -> tuple[pb.EvaluateReply, bytes]:
+            if scorer:
+                ScoreSet.from_bytes(answer.blob, shrink_plan(self._base.plan, cuts[device].mask))
+            return read_evaluation(answer), answer.blob
+
+        answers = yield from self._ask(messages, ledger, read)
         scores = {}
-        for device, answer in answers.items():
-            reply = parse(pb.EvaluateReply, answer.body)
+        for device, (reply, blob) in answers.items():
             ledger.worked(device, EVALUATE, reply.seconds)
             ledger.reached(device, reply.evaluation)
             if scorer:
-                ScoreSet.from_bytes(answer.blob, shrink_plan(self._base.plan, cuts[device].mask))
-                scores[device] = self._library.blobs.put(answer.blob)
+                scores[device] = self._library.blobs.put(blob)
         return scores
 
     def _sent(
@@ -380,9 +384,18 @@ class Specialisation:
         )
 
     def _ask(
-        self, messages: Mapping[str, Envelope], ledger: Ledger
-    ) -> Generator[Ask, list[Answer], dict[str, Envelope]]:
-        """Ask devices by name; their answers in the order of their names, refusals noted."""
+        self,
+        messages: Mapping[str, Envelope],
+        ledger: Ledger,
+        read: Callable[[str, Envelope], Read],
+    ) -> Generator[Ask, list[Answer], dict[str, Read]]:
+        """Ask devices by name; what ``read`` makes of their answers, in the order of their names.
+
+        A device that refuses, stays silent or answers what ``read`` refuses is left out and noted.
+
+        Raises:
+            RunError: Fewer good answers than the quorum.
+        """
         names = sorted(messages)
         requests = [Request(self._members[name].node, messages[name]) for name in names]
         answers = yield Ask(requests, self._config.rounds.deadline_seconds)
@@ -394,25 +407,24 @@ class Specialisation:
             if answer.envelope is None:
                 self._refuse(name, answer.refusal, ledger)
                 continue
-            taken[name] = answer.envelope
-            down = len(sent.body) + len(sent.blob)
-            ledger.sent(
-                name, sent.kind, down, len(answer.envelope.body) + len(answer.envelope.blob)
+            try:
+                taken[name] = read(name, answer.envelope)
+            except FedsprigError as error:
+                self._refuse(name, f"{type(error).__name__}: {error}", ledger)
+                continue
+            up = len(answer.envelope.body) + len(answer.envelope.blob)
+            ledger.sent(name, sent.kind, len(sent.body) + len(sent.blob), up)
+        if len(taken) < self._needed:
+            reason = ledger.refusals[-1] if ledger.refusals else "they said nothing"
+            raise RunError(
+                f"task {self.task!r}: {len(taken)} devices answered, {self._needed} are needed "
+                f"({reason}): mend them, or lower the quorum"
             )
-        self._check_quorum(len(taken), "a message", ledger)
         return taken
 
     def _refuse(self, device: str, reason: str, ledger: Ledger) -> None:
         log.error("task %s, device %s: %s", self.task, device, reason)
         ledger.refusals.append(f"{device}: {reason}")
-
-    def _check_quorum(self, answered: int, what: str, ledger: Ledger) -> None:
-        if answered < self._needed:
-            reason = ledger.refusals[-1] if ledger.refusals else "they said nothing"
-            raise RunError(
-                f"task {self.task!r}: {answered} devices answered {what}, {self._needed} are "
-                f"needed ({reason}): mend them, or lower the quorum"
-            )
 
     def _put_masks(self, cuts: Mapping[str, Cut]) -> dict[str, str]:
         return {

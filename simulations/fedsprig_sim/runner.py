@@ -67,25 +67,23 @@ def run_scenario(
     )
     sources = _read(scenario, base, progress)
     expansion = scenario.expand({name: source.train.classes for name, source in sources.items()})
-    library = Library(out / "library")
-    fill_library(library, base, expansion, sources, scenario, progress)
-    fleet = out / "fleet"
-    devices = write_fleet(expansion, sources, scenario, fleet)
+    devices = write_fleet(expansion, sources, scenario, out / "fleet")
     config = server_config(scenario, expansion, out / "library")
-    settings = out / "server.json"
-    config.save(settings)
-    with _watched(library, config, progress):
-        run_apps(
-            runtime,
-            fleet=fleet,
-            devices=devices,
-            server_config=settings,
-            workers=scenario.workers,
+    config.save(out / "server.json")
+    with Library(out / "library") as library:
+        fill_library(library, base, expansion, sources, scenario, progress)
+        with _watched(library, config, progress):
+            run_apps(
+                runtime,
+                fleet=out / "fleet",
+                devices=devices,
+                server_config=out / "server.json",
+                workers=scenario.workers,
+            )
+        seconds = time.perf_counter() - started
+        result = gather_result(
+            scenario, expansion, library, base, config, runtime=runtime, seconds=seconds
         )
-    seconds = time.perf_counter() - started
-    result = gather_result(
-        scenario, expansion, library, base, config, runtime=runtime, seconds=seconds
-    )
     result.write(out / RESULT)
     return result
 

@@ -74,17 +74,26 @@ class ScoreSet:
         """
         self.layout.check(Layout.of_plan(plan), "the score set")
 
-    def normalised(self) -> ScoreSet:
-        """Every group divided by its L2 norm, so that groups can be ranked together.
+    @property
+    def rms(self) -> NDArray[np.float64]:
+        """Root mean square of every group, ``[groups]`` in the layout's order."""
+        if not self.flat.size:
+            return np.zeros(0)
+        sums = np.add.reduceat(self.flat.astype(np.float64) ** 2, self.layout.starts)
+        return np.asarray(np.sqrt(sums / self.layout.sizes), np.float64)
 
-        Molchanov et al. 2017, "Pruning Convolutional Neural Networks for Resource Efficient
-        Inference", arXiv 1611.06440, section 2.2. A group of zeros stays zero.
+    def normalised(self) -> ScoreSet:
+        """Every group divided by its root mean square, so that groups can be ranked together.
+
+        Molchanov et al. 2017 (arXiv 1611.06440, section 2.2) divide by the L2 norm. That makes a
+        unit's score fall with the width of its group, and a global ranking then strips wide layers
+        to their floors; with the root mean square, groups of every width compare unit by unit
+        (docs/experiments.md, "Normalising scores"). A group of zeros stays zero.
         """
-        values = self.flat.astype(np.float64)
-        norms = np.sqrt(np.add.reduceat(values**2, self.layout.starts)) if values.size else values
-        norms[norms == 0] = 1
-        scaled = (values / np.repeat(norms, self.layout.sizes)).astype(np.float32)
-        return ScoreSet(self.layout.split(scaled))
+        scale = self.rms
+        scale[scale == 0] = 1
+        values = self.flat.astype(np.float64) / np.repeat(scale, self.layout.sizes)
+        return ScoreSet(self.layout.split(values.astype(np.float32)))
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, ScoreSet):

@@ -121,10 +121,9 @@ def _normalised_sum(sets: Sequence[ScoreSet], shares: NDArray[np.float64]) -> Sc
     total = np.zeros(layout.units)
     for scores, share in zip(sets, shares, strict=True):
         scores.layout.check(layout, "a neighbour's score set")
-        values = scores.flat.astype(np.float64)
-        norms = np.sqrt(np.add.reduceat(values**2, layout.starts))
-        factors = np.divide(share, norms, out=np.zeros_like(norms), where=norms > 0)
-        total += values * np.repeat(factors, layout.sizes)
+        scale = scores.rms
+        factors = np.divide(share, scale, out=np.zeros_like(scale), where=scale > 0)
+        total += scores.flat.astype(np.float64) * np.repeat(factors, layout.sizes)
     return ScoreSet(layout.split(total.astype(np.float32)))
 
 

@@ -103,12 +103,14 @@ class InstallRequest(_message.Message):
     def __init__(self, run: _Optional[str] = ..., seed: _Optional[int] = ...) -> None: ...
 
 class InstallReply(_message.Message):
-    __slots__ = ("pictures", "seconds")
+    __slots__ = ("pictures", "seconds", "projected_variance")
     PICTURES_FIELD_NUMBER: _ClassVar[int]
     SECONDS_FIELD_NUMBER: _ClassVar[int]
+    PROJECTED_VARIANCE_FIELD_NUMBER: _ClassVar[int]
     pictures: int
     seconds: float
-    def __init__(self, pictures: _Optional[int] = ..., seconds: _Optional[float] = ...) -> None: ...
+    projected_variance: float
+    def __init__(self, pictures: _Optional[int] = ..., seconds: _Optional[float] = ..., projected_variance: _Optional[float] = ...) -> None: ...
 
 class LocalTraining(_message.Message):
     __slots__ = ("epochs", "steps", "batch_size", "learning_rate", "momentum", "weight_decay", "augment", "schedule")
