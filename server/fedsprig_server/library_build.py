@@ -5,17 +5,17 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from fedsprig.artifacts.digest import digest
 from fedsprig.graph import shrink_plan
 from fedsprig.models import ModelCard, replace_head
 from fedsprig.scoring import score
 from fedsprig.seeds import derive_seed
-from fedsprig.subnetwork import SubNetwork, build_subnetwork
+from fedsprig.subnetwork import build_subnetwork
 from fedsprig.tasks import class_means, projected_variance, prototype_head, sketch
 from fedsprig.training import (
     ImageSet,
@@ -42,6 +42,8 @@ class BuildConfig:
     Attributes:
         method: The scorer.
         steps: Steps in which the whole base is fine-tuned on the task before its units are scored.
+        workers: Tasks that are worked on at the same time, each in one thread, so that the result
+            does not depend on it.
     """
 
     method: str = "taylor"
@@ -49,6 +51,7 @@ class BuildConfig:
     batch_size: int = 32
     learning_rate: float = 0.02
     seed: int = 0
+    workers: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +85,21 @@ def build_library(
     present = {entry.name for entry in library.entries(base.digest)}
     for task in tasks:
         require_classes(task.pictures)
+    with ThreadPoolExecutor(
+        config.workers, "library", initializer=torch.set_num_threads, initargs=(1,)
+    ) as pool:
+        record = pool.submit(_base_record, library, base, tasks).result()
+        missing = [task for task in tasks if task.name not in present]
+        made = pool.map(lambda task: _entry(library, base, record.probe, task, config), missing)
+        for task in tasks:
+            if task.name not in present:
+                # In the order of the tasks, whichever is ready first.
+                library.add_entry(next(made))
+            done(task.name)
+
+
+def _base_record(library: Library, base: Base, tasks: Sequence[LibraryTask]) -> BaseRecord:
+    """The base's row in the library; where there is none yet, the probe is made first."""
     record = library.find_base(base.digest)
     if record is None:
         share = max(1, PROBE_PICTURES // len(tasks))
@@ -93,22 +111,18 @@ def build_library(
             probe=library.blobs.put(base.probe(images)),
         )
         library.add_base(record)
-    probe_bytes = library.blobs.get(record.probe)
-    probe = build_subnetwork(probe_bytes, plan_of=lambda _: None)
-    for task in tasks:
-        if task.name not in present:
-            library.add_entry(_entry(library, base, probe, digest(probe_bytes), task, config))
-        done(task.name)
+    return record
 
 
 def _entry(
     library: Library,
     base: Base,
-    probe: SubNetwork,
     probe_digest: str,
     task: LibraryTask,
     config: BuildConfig,
 ) -> Entry:
+    # A probe of its own: describing hooks into the network, and others are at it.
+    probe = build_subnetwork(library.blobs.get(probe_digest), plan_of=lambda _: None)
     images, labels = _tensors(task.pictures, base.card)
     described = sketch(
         probe.module,

@@ -7,20 +7,17 @@ it the first time, so the result is the same.
 
 from __future__ import annotations
 
-import logging
-import math
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from collections.abc import Generator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedsprig.artifacts.digest import digest, state_digest
-from fedsprig.errors import FedsprigError, RunError
-from fedsprig.graph import KeptIndex, kept_index, shrink_plan
-from fedsprig.masks import Mask, ScoreSet
+from fedsprig.errors import RunError
+from fedsprig.graph import kept_index, shrink_plan
+from fedsprig.masks import ScoreSet
 from fedsprig.subnetwork import AdapterConfig, pack_subnetwork
 from fedsprig.tasks import TaskSketch
 from fedsprig.updates import decode_state, encode_state
@@ -28,6 +25,7 @@ from fedsprig.wire import DESCRIBE, EVALUATE, INSTALL, ROUND, Envelope
 from fedsprig.wire import device_pb2 as pb
 from fedsprig_server.aggregation import Contribution
 from fedsprig_server.base import Base
+from fedsprig_server.cohort import Cohort, Cut
 from fedsprig_server.cohort_state import Aggregation, CohortState
 from fedsprig_server.config import ServerConfig
 from fedsprig_server.ledger import Ledger
@@ -43,24 +41,8 @@ from fedsprig_server.replies import (
     read_update,
 )
 from fedsprig_server.scheduler import Answer, Ask, Flow
-from fedsprig_server.transport import Request
 
 Array = NDArray[Any]
-Read = TypeVar("Read")
-log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Cut:
-    """The mask of one device."""
-
-    mask: Mask
-    index: KeptIndex
-
-    @property
-    def stratum(self) -> str:
-        """Devices of one stratum have the same network."""
-        return self.mask.digest
 
 
 class Specialisation:
@@ -77,15 +59,17 @@ class Specialisation:
         probe: bytes,
     ) -> None:
         self.task = task
-        self._members = {member.device: member for member in members}
+        rounds = config.rounds
+        self._cohort = Cohort(
+            task, members, quorum=rounds.quorum, deadline_seconds=rounds.deadline_seconds
+        )
+        self._members = self._cohort.members
         self._base = base
         self._library = library
         self._config = config
         self._probe = probe
-        self._classes = members[0].classes
-        self._num_classes = len(self._classes)
+        self._num_classes = len(self._cohort.classes)
         self._holding = {m.device for m in members if base.plan.digest in m.plans}
-        self._needed = max(1, math.ceil(config.rounds.quorum * len(members)))
 
     def run(self) -> Flow:
         """Describe, then every arm, each to its end."""
@@ -109,10 +93,10 @@ class Specialisation:
             probe=probe, noise=self._config.sketch_noise, seed=self._config.seed
         )
         message = Envelope(DESCRIBE, wanted.SerializeToString(), self._probe)
-        answers = yield from self._ask(
+        answers = yield from self._cohort.ask(
             dict.fromkeys(self._members, message),
             ledger,
-            lambda _, answer: read_sketch(answer, classes=self._classes, probe=probe),
+            lambda _, answer: read_sketch(answer, classes=self._cohort.classes, probe=probe),
         )
         sketches = []
         for device, (sketch, seconds) in answers.items():
@@ -237,7 +221,7 @@ class Specialisation:
                 )
             wanted = pb.InstallRequest(run=name, seed=self._config.seed)
             messages[device] = Envelope(INSTALL, wanted.SerializeToString(), packages[key])
-        installed = yield from self._ask(
+        installed = yield from self._cohort.ask(
             messages,
             ledger,
             lambda device, answer: read_installed(
@@ -300,7 +284,7 @@ class Specialisation:
                 ),
             )
             messages[device] = Envelope(ROUND, wanted.SerializeToString(), blob)
-        answers = yield from self._ask(
+        answers = yield from self._cohort.ask(
             messages,
             ledger,
             lambda device, answer: (
@@ -345,7 +329,7 @@ class Specialisation:
                 ScoreSet.from_bytes(answer.blob, shrink_plan(self._base.plan, cuts[device].mask))
             return read_evaluation(answer), answer.blob
 
-        answers = yield from self._ask(messages, ledger, read)
+        answers = yield from self._cohort.ask(messages, ledger, read)
         scores = {}
         for device, (reply, blob) in answers.items():
             ledger.worked(device, EVALUATE, reply.seconds)
@@ -382,49 +366,6 @@ class Specialisation:
             index=cuts[device].index,
             stratum=cuts[device].stratum,
         )
-
-    def _ask(
-        self,
-        messages: Mapping[str, Envelope],
-        ledger: Ledger,
-        read: Callable[[str, Envelope], Read],
-    ) -> Generator[Ask, list[Answer], dict[str, Read]]:
-        """Ask devices by name; what ``read`` makes of their answers, in the order of their names.
-
-        A device that refuses, stays silent or answers what ``read`` refuses is left out and noted.
-
-        Raises:
-            RunError: Fewer good answers than the quorum.
-        """
-        names = sorted(messages)
-        requests = [Request(self._members[name].node, messages[name]) for name in names]
-        answers = yield Ask(requests, self._config.rounds.deadline_seconds)
-        by_node = {answer.node: answer for answer in answers}
-        taken = {}
-        for name in names:
-            answer = by_node[self._members[name].node]
-            sent = messages[name]
-            if answer.envelope is None:
-                self._refuse(name, answer.refusal, ledger)
-                continue
-            try:
-                taken[name] = read(name, answer.envelope)
-            except FedsprigError as error:
-                self._refuse(name, f"{type(error).__name__}: {error}", ledger)
-                continue
-            up = len(answer.envelope.body) + len(answer.envelope.blob)
-            ledger.sent(name, sent.kind, len(sent.body) + len(sent.blob), up)
-        if len(taken) < self._needed:
-            reason = ledger.refusals[-1] if ledger.refusals else "they said nothing"
-            raise RunError(
-                f"task {self.task!r}: {len(taken)} devices answered, {self._needed} are needed "
-                f"({reason}): mend them, or lower the quorum"
-            )
-        return taken
-
-    def _refuse(self, device: str, reason: str, ledger: Ledger) -> None:
-        log.error("task %s, device %s: %s", self.task, device, reason)
-        ledger.refusals.append(f"{device}: {reason}")
 
     def _put_masks(self, cuts: Mapping[str, Cut]) -> dict[str, str]:
         return {

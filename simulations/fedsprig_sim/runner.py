@@ -180,6 +180,7 @@ def fill_library(
             batch_size=section.batch_size,
             learning_rate=section.learning_rate,
             seed=scenario.seed,
+            workers=scenario.workers,
         ),
         done=lambda name: progress.step("library tasks", name),
     )

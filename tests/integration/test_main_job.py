@@ -91,7 +91,7 @@ def test_units_that_no_device_keeps_keep_their_value(finished):
         state = CohortState.from_bytes(library.blobs.get(entry.adapter))
     kept = kept_index(plan, union)["layer1.0.conv1.weight"][0]
     lost = np.setdiff1d(np.arange(16), kept)
-    trained = state.values["layer1.0.conv1.adapter_b"]
+    trained = state.shared["layer1.0.conv1.adapter_b"]
     assert np.abs(trained[kept]).max() > 0
     assert np.all(trained[lost] == 0)
 

@@ -1,0 +1,104 @@
+"""What a cohort shares, and what each width has for itself."""
+
+import numpy as np
+import pytest
+
+from fedsprig.graph import kept_index
+from fedsprig.masks import Mask
+from fedsprig.subnetwork import AdapterConfig
+from fedsprig_server.aggregation import Contribution
+from fedsprig_server.base import Base
+from fedsprig_server.cohort_state import CohortState, is_own
+
+HEAD = "linear"
+
+
+@pytest.fixture(scope="module")
+def base():
+    return Base.load("cifar_resnet20", None)
+
+
+@pytest.fixture(scope="module")
+def cohort(base):
+    """Three devices, two of one width, and the state that they start from."""
+    rng = np.random.default_rng(0)
+    start = CohortState.start(base, AdapterConfig(rank=2), num_classes=3)
+    masks = {"a": Mask.random(base.plan, 0.6, rng), "c": Mask.random(base.plan, 0.3, rng)}
+    masks["b"] = masks["a"]
+    own = {}
+    for name in ("a", "c"):
+        index = kept_index(base.plan, masks[name])
+        features = len(index.get("linear.weight", {}).get(1, range(64)))
+        own[masks[name].digest] = {
+            "linear.weight": np.zeros((3, features), np.float32),
+            "linear.bias": np.zeros(3, np.float32),
+        }
+    return masks, CohortState(start.shared, own)
+
+
+def trained(base, state, device, mask, rng, weight=1.0):
+    """A contribution: what the device got, moved at random."""
+    index = kept_index(base.plan, mask)
+    got = state.for_device(index, mask.digest)
+    moved = {
+        name: (value + rng.normal(size=value.shape)).astype(np.float32)
+        for name, value in got.items()
+    }
+    return Contribution(device, weight, moved, index, mask.digest)
+
+
+def test_start_is_the_base_and_adapters_of_zero(base):
+    start = CohortState.start(base, AdapterConfig(rank=2), num_classes=3)
+    assert not start.shared["layer1.0.conv1.adapter_b"].any()
+    np.testing.assert_array_equal(start.shared["bn1.weight"], base.state["bn1.weight"])
+    assert not any(is_own(name, HEAD) for name in start.shared)
+
+
+def test_equal_answers_change_nothing(base, cohort):
+    masks, state = cohort
+    parts = [
+        Contribution(
+            device,
+            1.0,
+            state.for_device(kept_index(base.plan, mask), mask.digest),
+            kept_index(base.plan, mask),
+            mask.digest,
+        )
+        for device, mask in masks.items()
+    ]
+    assert state.averaged(parts, head=HEAD, how="fixed").to_bytes() == state.to_bytes()
+
+
+def test_heads_are_averaged_within_a_width_and_never_across(base, cohort):
+    masks, state = cohort
+    rng = np.random.default_rng(1)
+    parts = [
+        trained(base, state, name, masks[name], rng, w)
+        for name, w in zip("abc", (1, 3, 5), strict=True)
+    ]
+    after = state.averaged(parts, head=HEAD, how="fixed")
+    heads = [part.state["linear.weight"] for part in parts]
+    np.testing.assert_allclose(
+        after.own[masks["a"].digest]["linear.weight"], (heads[0] + 3 * heads[1]) / 4, rtol=1e-5
+    )
+    np.testing.assert_array_equal(after.own[masks["c"].digest]["linear.weight"], heads[2])
+
+
+def test_a_width_that_stays_silent_keeps_its_own(base, cohort):
+    masks, state = cohort
+    part = trained(base, state, "a", masks["a"], np.random.default_rng(2))
+    after = state.averaged([part], head=HEAD, how="fixed")
+    silent = masks["c"].digest
+    assert after.own[silent] == state.own[silent]
+
+
+def test_bytes_round_trip(base, cohort):
+    masks, state = cohort
+    part = trained(base, state, "a", masks["a"], np.random.default_rng(3))
+    after = state.averaged([part], head=HEAD, how="fixed")
+    again = CohortState.from_bytes(after.to_bytes())
+    assert again.to_bytes() == after.to_bytes()
+    for name, value in after.shared.items():
+        np.testing.assert_array_equal(again.shared[name], value)
+    head = after.own[masks["a"].digest]["linear.weight"]
+    np.testing.assert_array_equal(again.own[masks["a"].digest]["linear.weight"], head)
