@@ -1,9 +1,9 @@
 """The adapter of a cohort on the server, for devices of every width.
 
-Adapters, biases and normalisation parameters are shared: a device that keeps a unit trains it for
-all that keep it. Normalisation statistics and the head are not: they read what comes out of a whole
-network, and networks of other widths compute other things, so each mask (a stratum) has its own
-(docs/experiments.md, "One head for all widths").
+Each width (a mask, a stratum) has its own adapter. A device of another width helps to train the
+units that both keep, but counts for less: what a unit should compute depends on which other units
+are there (docs/experiments.md, "Averaging across widths"). The head and the normalisation
+statistics read what comes out of a whole network, and are shared within a width alone.
 """
 
 from __future__ import annotations
@@ -29,30 +29,54 @@ Aggregation = Literal["fixed", "refactored"]
 
 @dataclass(frozen=True, slots=True)
 class CohortState:
-    """What a cohort has trained.
+    """What a cohort has trained, by mask digest.
 
     Attributes:
-        shared: Values of all widths, in the base's coordinates.
-        own: Head and statistics by mask digest, at the width of its network.
+        body: Adapters, biases and normalisation parameters, in the base's coordinates; what a width
+            does not keep stays as it was at the start.
+        own: Head and statistics, at the width of the network.
     """
 
-    shared: Mapping[str, Array]
+    body: Mapping[str, Mapping[str, Array]]
     own: Mapping[str, Mapping[str, Array]]
 
     @classmethod
-    def start(cls, base: Base, adapter: AdapterConfig, *, num_classes: int) -> CohortState:
-        """What devices start from before they have said anything: the base's values, B zero."""
+    def start(
+        cls,
+        base: Base,
+        adapter: AdapterConfig,
+        heads: Mapping[str, Mapping[str, Array]],
+        *,
+        num_classes: int,
+    ) -> CohortState:
+        """What devices start from before any training: the base's values, B zero.
+
+        Args:
+            base: The base model.
+            adapter: What trains.
+            heads: The first head of every width, by mask digest.
+            num_classes: Classes of the task.
+        """
         module = replace_head(copy.deepcopy(base.module), base.card, num_classes)
         module = attach_configured(module, adapter, base.plan.with_num_classes(num_classes), {})
-        state = {name: value.numpy().copy() for name, value in adapter_state(module).items()}
-        return cls({name: v for name, v in state.items() if not is_own(name, base.plan.head)}, {})
+        body = {
+            name: value.numpy().copy()
+            for name, value in adapter_state(module).items()
+            if not is_own(name, base.plan.head)
+        }
+        return cls(dict.fromkeys(heads, body), heads)
 
     def for_device(self, index: KeptIndex, stratum: str) -> dict[str, Array]:
         """What a device of this width gets."""
-        return {**restrict(self.shared, index), **self.own[stratum]}
+        return {**restrict(self.body[stratum], index), **self.own[stratum]}
 
     def averaged(
-        self, contributions: Sequence[Contribution], *, head: str, how: Aggregation
+        self,
+        contributions: Sequence[Contribution],
+        *,
+        head: str,
+        how: Aggregation = "fixed",
+        sharing: float,
     ) -> CohortState:
         """The state after a round; see :func:`fedsprig_server.aggregation.aggregate`.
 
@@ -60,34 +84,41 @@ class CohortState:
             contributions: The devices' adapters after their training.
             head: Module path of the classifier.
             how: What becomes of A and B.
+            sharing: How much a device of another width counts beside one of the same: from 0 (not
+                at all) to 1 (the same).
         """
-        parts = {
-            stratum: [item for item in contributions if item.stratum == stratum]
-            for stratum in sorted({item.stratum for item in contributions})
-        }
-        own = dict(self.own)
-        for stratum, members in parts.items():
-            before = self.own.get(stratum, {})
-            own[stratum] = _average_own(before, members, head)
         bodies = [_with(item, lambda name: not is_own(name, head)) for item in contributions]
-        shared, _ = aggregate(self.shared, bodies, a=how)
-        return CohortState(shared, own)
+        body, own = {}, {}
+        for stratum, before in self.body.items():
+            helpers = [
+                item if item.stratum == stratum else replace(item, weight=item.weight * sharing)
+                for item in bodies
+                if item.stratum == stratum or sharing > 0
+            ]
+            body[stratum], _ = aggregate(before, helpers, a=how)
+            members = [item for item in contributions if item.stratum == stratum]
+            own[stratum] = _average_own(self.own[stratum], members, head)
+        return CohortState(body, own)
 
     def to_bytes(self) -> bytes:
         """One artefact; equal states give equal bytes."""
-        arrays = {f"shared/{name}": value for name, value in self.shared.items()}
-        for stratum, values in self.own.items():
-            arrays |= {f"{stratum}/{name}": value for name, value in values.items()}
-        return pack(arrays)
+        return pack(
+            {
+                f"{part}/{stratum}/{name}": value
+                for part, strata in (("body", self.body), ("own", self.own))
+                for stratum, values in strata.items()
+                for name, value in values.items()
+            }
+        )
 
     @classmethod
     def from_bytes(cls, data: bytes) -> CohortState:
         """The state of :meth:`to_bytes`."""
-        parts: dict[str, dict[str, Array]] = {}
+        parts: dict[str, dict[str, dict[str, Array]]] = {"body": {}, "own": {}}
         for key, array in unpack(data)[0].items():
-            part, _, name = key.partition("/")
-            parts.setdefault(part, {})[name] = array
-        return cls(parts.pop("shared", {}), parts)
+            part, stratum, name = key.split("/", 2)
+            parts[part].setdefault(stratum, {})[name] = array
+        return cls(parts["body"], parts["own"])
 
 
 def is_own(name: str, head: str) -> bool:

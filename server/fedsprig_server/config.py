@@ -23,6 +23,7 @@ class RoundsConfig:
         steps: Optimiser steps in a round; takes the place of ``epochs`` where it is not zero.
         full_learning_rate: Learning rate of full fine-tuning, the comparison, which wants a smaller
             one.
+        sharing: How much a device of another width counts; see :meth:`CohortState.averaged`.
         deadline_seconds: How long the server waits for the answers to one message.
         quorum: Share of a cohort that must answer by then.
         join_seconds: How long the server waits for the expected devices before it starts.
@@ -38,6 +39,7 @@ class RoundsConfig:
     weight_decay: float = 5e-4
     schedule: str = "constant"
     augment: str = "none"
+    sharing: float = 0.0
     deadline_seconds: float = 600.0
     quorum: float = 1.0
     join_seconds: float = 60.0

@@ -55,5 +55,5 @@ def serve_from(library: Library, transport: Transport, config: ServerConfig) -> 
         for task in sorted(set(config.tasks) - set(failed)):
             publish(library, base, task)
     if failed:
-        reasons = "; ".join(f"{task}: {error}" for task, error in sorted(failed.items()))
-        raise RunError(f"{len(failed)} of {len(config.tasks)} tasks failed: {reasons}")
+        first = failed[min(failed)]
+        raise RunError(f"{len(failed)} of {len(config.tasks)} tasks failed; the first: {first}")

@@ -239,17 +239,16 @@ class Specialisation:
         installed: Mapping[str, Installed],
     ) -> CohortState:
         """The state right after the cut: base values, head from class means, own statistics."""
-        head = self._base.plan.head
-        start = CohortState.start(self._base, adapter, num_classes=self._num_classes)
-        own: dict[str, dict[str, Array]] = {}
+        heads: dict[str, dict[str, Array]] = {}
         for stratum in sorted({cuts[device].stratum for device in installed}):
             replies = [r for device, r in installed.items() if cuts[device].stratum == stratum]
-            own[stratum] = head_from_means(self._base, replies)
+            heads[stratum] = head_from_means(self._base, replies)
+        start = CohortState.start(self._base, adapter, heads, num_classes=self._num_classes)
         statistics = [
             self._contribution(device, reply.statistics, cuts)
             for device, reply in installed.items()
         ]
-        return CohortState(start.shared, own).averaged(statistics, head=head, how="fixed")
+        return start.averaged(statistics, head=self._base.plan.head, sharing=0.0)
 
     def _round(
         self,
@@ -300,7 +299,9 @@ class Specialisation:
             ledger.updated(device, size)
             losses.append(reply.loss)
         how: Aggregation = "fixed" if full else self._config.aggregation
-        state = state.averaged(contributions, head=self._base.plan.head, how=how)
+        state = state.averaged(
+            contributions, head=self._base.plan.head, how=how, sharing=rounds.sharing
+        )
         return state, {"loss": float(np.mean(losses)), "devices": float(len(losses))}
 
     def _evaluate(

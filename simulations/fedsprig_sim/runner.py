@@ -117,6 +117,7 @@ def server_config(scenario: Scenario, expansion: Expansion, library: Path) -> Se
             weight_decay=rounds.weight_decay,
             schedule=rounds.schedule,
             augment=rounds.augment,
+            sharing=rounds.sharing,
             deadline_seconds=rounds.deadline_seconds,
             quorum=rounds.quorum,
         ),

@@ -201,6 +201,8 @@ class RoundsSection(Section):
     schedule: Literal["cosine", "constant"] = "constant"
     """How the learning rate goes within a round."""
     augment: Literal["none", "flip", "shift", "flip+shift"] = "none"
+    sharing: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """How much a device of another width counts in the average, beside one of the same width."""
     deadline_seconds: Annotated[float, Field(gt=0)] = 600.0
     quorum: Fraction = 1.0
     """Share of a task's devices whose replies close a round before its deadline."""

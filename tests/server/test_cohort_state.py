@@ -22,18 +22,17 @@ def base():
 def cohort(base):
     """Three devices, two of one width, and the state that they start from."""
     rng = np.random.default_rng(0)
-    start = CohortState.start(base, AdapterConfig(rank=2), num_classes=3)
     masks = {"a": Mask.random(base.plan, 0.6, rng), "c": Mask.random(base.plan, 0.3, rng)}
     masks["b"] = masks["a"]
-    own = {}
+    heads = {}
     for name in ("a", "c"):
         index = kept_index(base.plan, masks[name])
         features = len(index.get("linear.weight", {}).get(1, range(64)))
-        own[masks[name].digest] = {
+        heads[masks[name].digest] = {
             "linear.weight": np.zeros((3, features), np.float32),
             "linear.bias": np.zeros(3, np.float32),
         }
-    return masks, CohortState(start.shared, own)
+    return masks, CohortState.start(base, AdapterConfig(rank=2), heads, num_classes=3)
 
 
 def trained(base, state, device, mask, rng, weight=1.0):
@@ -47,11 +46,12 @@ def trained(base, state, device, mask, rng, weight=1.0):
     return Contribution(device, weight, moved, index, mask.digest)
 
 
-def test_start_is_the_base_and_adapters_of_zero(base):
-    start = CohortState.start(base, AdapterConfig(rank=2), num_classes=3)
-    assert not start.shared["layer1.0.conv1.adapter_b"].any()
-    np.testing.assert_array_equal(start.shared["bn1.weight"], base.state["bn1.weight"])
-    assert not any(is_own(name, HEAD) for name in start.shared)
+def test_start_is_the_base_and_adapters_of_zero(base, cohort):
+    _, state = cohort
+    for body in state.body.values():
+        assert not body["layer1.0.conv1.adapter_b"].any()
+        np.testing.assert_array_equal(body["bn1.weight"], base.state["bn1.weight"])
+        assert not any(is_own(name, HEAD) for name in body)
 
 
 def test_equal_answers_change_nothing(base, cohort):
@@ -66,7 +66,31 @@ def test_equal_answers_change_nothing(base, cohort):
         )
         for device, mask in masks.items()
     ]
-    assert state.averaged(parts, head=HEAD, how="fixed").to_bytes() == state.to_bytes()
+    for sharing in (0.0, 0.3, 1.0):
+        after = state.averaged(parts, head=HEAD, sharing=sharing)
+        assert after.to_bytes() == state.to_bytes()
+
+
+@pytest.mark.parametrize("sharing", [0.0, 0.25, 1.0])
+def test_devices_of_other_widths_count_as_much_as_they_are_told_to(base, cohort, sharing):
+    masks, state = cohort
+    rng = np.random.default_rng(4)
+    parts = [
+        trained(base, state, name, masks[name], rng, w)
+        for name, w in zip("ac", (1, 2), strict=True)
+    ]
+    after = state.averaged(parts, head=HEAD, sharing=sharing).body[masks["a"].digest]
+    name = "layer1.0.conv1.adapter_b"
+    kept = {part.device: part.index[f"{name[:-9]}weight"][0] for part in parts}
+    both = np.intersect1d(kept["a"], kept["c"])
+    mine = dict(zip(kept["a"].tolist(), parts[0].state[name], strict=True))
+    theirs = dict(zip(kept["c"].tolist(), parts[1].state[name], strict=True))
+    assert len(both)
+    for row in both.tolist():
+        expected = (mine[row] + 2 * sharing * theirs[row]) / (1 + 2 * sharing)
+        np.testing.assert_allclose(after[name][row], expected, rtol=1e-5, atol=1e-6)
+    for row in np.setdiff1d(kept["a"], both).tolist():
+        np.testing.assert_array_equal(after[name][row], mine[row])
 
 
 def test_heads_are_averaged_within_a_width_and_never_across(base, cohort):
@@ -76,7 +100,7 @@ def test_heads_are_averaged_within_a_width_and_never_across(base, cohort):
         trained(base, state, name, masks[name], rng, w)
         for name, w in zip("abc", (1, 3, 5), strict=True)
     ]
-    after = state.averaged(parts, head=HEAD, how="fixed")
+    after = state.averaged(parts, head=HEAD, sharing=1.0)
     heads = [part.state["linear.weight"] for part in parts]
     np.testing.assert_allclose(
         after.own[masks["a"].digest]["linear.weight"], (heads[0] + 3 * heads[1]) / 4, rtol=1e-5
@@ -87,18 +111,19 @@ def test_heads_are_averaged_within_a_width_and_never_across(base, cohort):
 def test_a_width_that_stays_silent_keeps_its_own(base, cohort):
     masks, state = cohort
     part = trained(base, state, "a", masks["a"], np.random.default_rng(2))
-    after = state.averaged([part], head=HEAD, how="fixed")
+    after = state.averaged([part], head=HEAD, sharing=1.0)
     silent = masks["c"].digest
-    assert after.own[silent] == state.own[silent]
+    for name, value in state.own[silent].items():
+        np.testing.assert_array_equal(after.own[silent][name], value)
 
 
 def test_bytes_round_trip(base, cohort):
     masks, state = cohort
     part = trained(base, state, "a", masks["a"], np.random.default_rng(3))
-    after = state.averaged([part], head=HEAD, how="fixed")
+    after = state.averaged([part], head=HEAD, sharing=1.0)
     again = CohortState.from_bytes(after.to_bytes())
     assert again.to_bytes() == after.to_bytes()
-    for name, value in after.shared.items():
-        np.testing.assert_array_equal(again.shared[name], value)
+    for name, value in after.body[masks["a"].digest].items():
+        np.testing.assert_array_equal(again.body[masks["a"].digest][name], value)
     head = after.own[masks["a"].digest]["linear.weight"]
     np.testing.assert_array_equal(again.own[masks["a"].digest]["linear.weight"], head)
