@@ -71,10 +71,18 @@ def expand(scenario: Scenario, classes: Mapping[str, Sequence[str]]) -> Expansio
             )
         seen.add(task.name)
     return Expansion(
-        library=tuple(_concrete(task, classes[task.data], scenario, devices=0) for task in library),
+        library=tuple(
+            _concrete(task, classes[task.data], scenario, devices=0, dealt=0) for task in library
+        ),
         tasks=tuple(
-            _concrete(task, classes[task.data], scenario, devices=scenario.devices.per_task)
-            for task in new
+            _concrete(
+                task,
+                classes[task.data],
+                scenario,
+                devices=scenario.devices.per_task,
+                dealt=number * scenario.devices.per_task,
+            )
+            for number, task in enumerate(new)
         ),
     )
 
@@ -141,8 +149,9 @@ def _drawn(
 
 
 def _concrete(
-    task: TaskSection, known: Sequence[str], scenario: Scenario, *, devices: int
+    task: TaskSection, known: Sequence[str], scenario: Scenario, *, devices: int, dealt: int
 ) -> TaskSpec:
+    """A task with its devices; budgets go on where the task before left off after ``dealt``."""
     labels = labels_of(task.classes, known, where=f"task {task.name}")
     budgets = scenario.devices.budgets or tuple(scenario.budgets)
     names = [f"{task.name}.device-{number + 1}" for number in range(devices)]
@@ -156,7 +165,7 @@ def _concrete(
         devices=tuple(
             DeviceSpec(
                 name=name,
-                budget=budgets[i % len(budgets)],
+                budget=budgets[(dealt + i) % len(budgets)],
                 seed=derive_seed(scenario.seed, "device", name),
             )
             for i, name in enumerate(names)

@@ -147,7 +147,8 @@ class DevicesSection(Section):
     test_images_per_class: Annotated[int, Field(ge=1)] = 100
     """Test pictures of a task, held out from every device; all where there are fewer."""
     budgets: tuple[str, ...] = ()
-    """Names of budget sections, dealt to a task's devices in turn; all when none is named."""
+    """Names of budget sections, dealt to the devices of all tasks in turn; all when none is named.
+    A name that stands twice gives a task two devices of one width, whose updates are averaged."""
 
 
 class BudgetSection(Section):

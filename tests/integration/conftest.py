@@ -33,7 +33,13 @@ TABLES = {
         {"name": "low", "data": "digits", "classes": ["0", "1", "2"]},
         {"name": "high", "data": "digits", "classes": ["7", "8", "9"], "camera": "invert"},
     ],
-    "devices": {"per_task": 2, "images_per_class": 6, "test_images_per_class": 5},
+    # The devices of "low" have two widths, those of "high" one.
+    "devices": {
+        "per_task": 2,
+        "images_per_class": 6,
+        "test_images_per_class": 5,
+        "budgets": ["small", "large", "small", "small"],
+    },
     "budgets": {"small": {"macs_ratio": 0.2}, "large": {"macs_ratio": 0.5}},
     "adapter": {"rank": 2},
     "rounds": {"count": 2, "steps": 2},

@@ -73,6 +73,17 @@ def test_cameras_and_budgets_are_dealt_in_turn() -> None:
     assert len(set(seeds)) == 12
 
 
+def test_budgets_go_on_where_the_task_before_left_off() -> None:
+    expansion = expand(
+        {"count": 2}, devices={"per_task": 3, "budgets": ["small", "small", "large"]}
+    )
+    dealt = [[device.budget for device in task.devices] for task in expansion.tasks]
+    assert dealt == [["small", "small", "large"], ["small", "small", "large"]]
+    odd = expand({"count": 2}, devices={"per_task": 3, "budgets": ["small", "large"]})
+    dealt = [[device.budget for device in task.devices] for task in odd.tasks]
+    assert dealt == [["small", "large", "small"], ["large", "small", "large"]]
+
+
 def test_all_budgets_are_dealt_where_none_is_named() -> None:
     (task,) = expand({}, devices={"per_task": 3}).tasks
     assert [device.budget for device in task.devices] == ["small", "medium", "large"]
