@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -88,7 +89,7 @@ def build_library(
     with ThreadPoolExecutor(
         config.workers, "library", initializer=torch.set_num_threads, initargs=(1,)
     ) as pool:
-        record = pool.submit(_base_record, library, base, tasks).result()
+        record = pool.submit(_base_record, library, base, tasks, config.seed).result()
         missing = [task for task in tasks if task.name not in present]
         made = pool.map(lambda task: _entry(library, base, record.probe, task, config), missing)
         for task in tasks:
@@ -98,12 +99,15 @@ def build_library(
             done(task.name)
 
 
-def _base_record(library: Library, base: Base, tasks: Sequence[LibraryTask]) -> BaseRecord:
+def _base_record(
+    library: Library, base: Base, tasks: Sequence[LibraryTask], seed: int
+) -> BaseRecord:
     """The base's row in the library; where there is none yet, the probe is made first."""
     record = library.find_base(base.digest)
     if record is None:
         share = max(1, PROBE_PICTURES // len(tasks))
-        images = torch.cat([_tensors(task.pictures, base.card)[0][:share] for task in tasks])
+        drawn = [_drawn(task, share, derive_seed(seed, "probe", task.name)) for task in tasks]
+        images = torch.cat([_tensors(pictures, base.card)[0] for pictures in drawn])
         record = BaseRecord(
             digest=base.digest,
             model=base.plan.model,
@@ -165,6 +169,12 @@ def _entry(
         },
         created=time.time(),
     )
+
+
+def _drawn(task: LibraryTask, share: int, seed: int) -> ImageSet:
+    """Up to ``share`` pictures at random: a set often lies class by class."""
+    order = np.random.default_rng(seed).permutation(len(task.pictures))
+    return task.pictures.subset(order[:share])
 
 
 def _tensors(pictures: ImageSet, card: ModelCard) -> tuple[Tensor, Tensor]:
