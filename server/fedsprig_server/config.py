@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fedsprig.errors import RunError
+from fedsprig.spelling import unknown
 from fedsprig.subnetwork import AdapterConfig
-
-ARMS = ("one_shot", "magnitude", "random", "full_finetune")
+from fedsprig_server.arms import ARMS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,8 +99,8 @@ class ServerConfig:
 
     def __post_init__(self) -> None:
         """Check what the types cannot say."""
-        if unknown := [arm for arm in self.arms if arm not in ARMS]:
-            raise RunError(f"no arm is called {unknown[0]!r}: use {', '.join(ARMS)}")
+        if strangers := [arm for arm in self.arms if arm not in ARMS]:
+            raise RunError(unknown("arm", strangers[0], ARMS))
         if not 0 < self.rounds.quorum <= 1:
             raise RunError(f"quorum {self.rounds.quorum}: use a share above 0 and at most 1")
         if not self.tasks or min(self.tasks.values()) < 1:

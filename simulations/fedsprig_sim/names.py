@@ -11,11 +11,11 @@ from fedsprig.adapters import ADAPTERS
 from fedsprig.errors import ScenarioError, UnknownNameError
 from fedsprig.models import describe
 from fedsprig.scoring import SCORERS
+from fedsprig.spelling import unknown
 from fedsprig.tasks.similarity import SIMILARITIES
 from fedsprig.training.cameras import camera
 from fedsprig.updates.codecs import CODECS
 from fedsprig_sim.scenario import Scenario
-from fedsprig_sim.spelling import unknown
 
 
 def check_names(scenario: Scenario) -> None:

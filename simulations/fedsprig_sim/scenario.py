@@ -13,6 +13,7 @@ from typing import Annotated, Any, Self, Union, get_args, get_origin
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from fedsprig.errors import ScenarioError
+from fedsprig.spelling import unknown
 from fedsprig_sim.expand import Expansion, expand
 from fedsprig_sim.sections import (
     AdapterSection,
@@ -31,7 +32,6 @@ from fedsprig_sim.sections import (
     SelectionSection,
     TaskSection,
 )
-from fedsprig_sim.spelling import unknown
 
 __all__ = ["Scenario", "embedded_scenario", "embedded_scenarios"]
 

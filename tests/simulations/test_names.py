@@ -24,7 +24,7 @@ def test_the_demo_names_what_there_is() -> None:
         (
             {"draws": [{**DEMO["library"]["draws"][0], "prefix": "x", "cameras": ["inverted"]}]},
             UnknownNameError,
-            "demo: task x: no camera 'inverted'",
+            "demo: task x: unknown camera 'inverted': did you mean 'invert'?",
         ),
     ],
 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
 from collections.abc import Iterator, Mapping
 from typing import Final
 
@@ -13,8 +12,9 @@ from torch.nn.utils import parametrize
 from fedsprig.adapters.full import Full
 from fedsprig.adapters.layer import AdapterKind, AdapterLayer, Site
 from fedsprig.adapters.splora import SPLoRA
-from fedsprig.errors import AdapterError, UnknownNameError
+from fedsprig.errors import AdapterError
 from fedsprig.graph.index import KeptIndex, kept_axes
+from fedsprig.spelling import lookup, unknown
 
 ADAPTERS: Final[Mapping[str, AdapterKind]] = {
     "splora": SPLoRA(),
@@ -70,7 +70,7 @@ def attach(
             mask.
         UnknownNameError: There is no such kind.
     """
-    adapter = _kind(kind)
+    adapter = lookup(ADAPTERS, kind, "adapter")
     if _is_attached(model):
         raise AdapterError("an adapter is attached already: merge() it before attaching another")
     if any(parametrize.is_parametrized(module) for module in model.modules()):
@@ -156,14 +156,6 @@ def _is_attached(model: nn.Module) -> bool:
     return any(hasattr(m, _MARK) or isinstance(m, AdapterLayer) for m in model.modules())
 
 
-def _kind(name: str) -> AdapterKind:
-    if name not in ADAPTERS:
-        near = difflib.get_close_matches(name, ADAPTERS, n=1, cutoff=0.3)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise UnknownNameError(f"no adapter {name!r:.40}: {hint}there are {', '.join(ADAPTERS)}")
-    return ADAPTERS[name]
-
-
 def _last_linear(model: nn.Module) -> str:
     paths = [path for path, module in model.named_modules() if isinstance(module, nn.Linear)]
     return paths[-1] if paths else ""
@@ -175,9 +167,7 @@ def _outside_head(model: nn.Module, head: str) -> Iterator[tuple[str, nn.Module]
         try:
             inside = set(model.get_submodule(head).modules())
         except AttributeError:
-            near = difflib.get_close_matches(head, dict(model.named_modules()), n=1, cutoff=0.3)
-            hint = f"did you mean {near[0]!r}?" if near else "see model.named_modules()"
-            raise AdapterError(f"the model has no head {head!r:.60}: {hint}") from None
+            raise AdapterError(unknown("head", head, dict(model.named_modules()))) from None
     else:
         inside = set()
     for path, module in model.named_modules():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,6 +15,7 @@ from fedsprig.models.card import ModelCard
 from fedsprig.models.cifar_resnet import CifarResNet
 from fedsprig.models.efficientnet_lite import EfficientNetLite0
 from fedsprig.models.vit import SprigViT
+from fedsprig.spelling import unknown
 
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _CIFAR100 = ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762))
@@ -114,9 +114,7 @@ def find(name: str) -> Source:
 
 
 def _unknown(name: str, known: tuple[str, ...]) -> UnknownModelError:
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.3)
-    hint = f"did you mean {', '.join(near)}?" if near else f"known are {', '.join(OWN)}"
-    return UnknownModelError(f"no base model is called {name!r}: {hint}")
+    return UnknownModelError(unknown("base model", name, known, most=3))
 
 
 @lru_cache(maxsize=64)

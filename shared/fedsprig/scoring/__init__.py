@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -17,6 +16,8 @@ from fedsprig.scoring.attention import score_attention
 from fedsprig.scoring.magnitude import score_magnitude
 from fedsprig.scoring.random import score_random
 from fedsprig.scoring.taylor import score_taylor
+from fedsprig.spelling import lookup, unknown
+from fedsprig.training.modes import keeping_modes
 
 Batch = tuple[Tensor, Tensor]
 Scorer = Callable[..., ScoreSet]
@@ -58,21 +59,15 @@ def score(
         ScoreError: no pictures where the criterion needs them, or scores that are not finite.
         PlanError: the plan is not of this model.
     """
-    scorer = SCORERS.get(name)
-    if scorer is None:
-        raise UnknownNameError(_unknown("criterion", name, SCORERS))
+    scorer = lookup(SCORERS, name, "criterion")
     known = inspect.signature(scorer).parameters
     accepted = [key for key, value in known.items() if value.kind is value.KEYWORD_ONLY]
     for option in options:
         if option not in accepted:
-            raise UnknownNameError(_unknown(f"option of {name}", option, accepted))
-    was_training = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
+            raise UnknownNameError(unknown(f"option of {name}", option, accepted))
+    with keeping_modes(model):
+        model.eval()
         return scorer(model, plan, _checked(batches, model), **options)
-    finally:
-        for module, training in was_training.items():
-            module.training = training
 
 
 def _checked(batches: Iterable[Batch], model: nn.Module) -> Iterator[Batch]:
@@ -84,10 +79,3 @@ def _checked(batches: Iterable[Batch], model: nn.Module) -> Iterator[Batch]:
                 "give every picture one label, and every batch a picture"
             )
         yield images.to(device), labels.to(device)
-
-
-def _unknown(what: str, name: str, known: Iterable[str]) -> str:
-    names = sorted(known)
-    close = difflib.get_close_matches(name, names, 1)
-    hint = f"did you mean {close[0]}? " if close else ""
-    return f"there is no {what} {name!r}: {hint}the choice is {', '.join(names) or 'none'}"

@@ -7,7 +7,6 @@ generator that is passed, so the same seed takes the same pictures.
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
@@ -16,7 +15,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsprig.errors import UnknownNameError
+from fedsprig.spelling import lookup
 from fedsprig.training.pictures import check_images
 
 Pictures = NDArray[np.uint8]
@@ -43,7 +42,7 @@ def camera(name: str) -> Camera:
     Raises:
         UnknownNameError: Says which names there are.
     """
-    parts = [_known(part.strip()) for part in name.split("+")]
+    parts = [lookup(CAMERAS, part.strip(), "camera") for part in name.split("+")]
 
     def take(images: Pictures, rng: np.random.Generator) -> Pictures:
         check_images(images)
@@ -52,14 +51,6 @@ def camera(name: str) -> Camera:
         return images
 
     return take
-
-
-def _known(name: str) -> Camera:
-    if name not in CAMERAS:
-        close = difflib.get_close_matches(name, CAMERAS, 1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
-        raise UnknownNameError(f"no camera {name!r}: {hint}There are {', '.join(CAMERAS)}")
-    return CAMERAS[name]
 
 
 def _plain(images: Pictures, rng: np.random.Generator) -> Pictures:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fedsprig.errors import DataError, LabelRangeError, TooFewClassesError, UnknownNameError
+from fedsprig.spelling import unknown
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -88,8 +88,7 @@ class ImageSet:
             return self.classes.index(wanted)
         if wanted in self.classes:
             raise UnknownNameError(f"two classes are called {wanted!r}: give the class's number")
-        close = difflib.get_close_matches(wanted, self.classes, 3) or self.classes[:5]
-        raise UnknownNameError(f"no class {wanted!r}: try {', '.join(close)}")
+        raise UnknownNameError(unknown("class", wanted, self.classes))
 
 
 def check_images(images: NDArray[np.uint8]) -> None:

@@ -9,7 +9,6 @@ Adding a codec: a class with these four methods and one line in ``CODECS``.
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Mapping
 from typing import Any, Final, Protocol
@@ -17,7 +16,8 @@ from typing import Any, Final, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsprig.errors import NonFiniteUpdateError, UnknownNameError
+from fedsprig.errors import NonFiniteUpdateError
+from fedsprig.spelling import lookup
 
 Array = NDArray[Any]
 Shape = tuple[int, ...]
@@ -240,11 +240,7 @@ def get_codec(name: str) -> Codec:
     Raises:
         UnknownNameError: There is none.
     """
-    if name not in CODECS:
-        near = difflib.get_close_matches(name, CODECS, n=1, cutoff=0.3)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise UnknownNameError(f"no codec {name!r:.40}: {hint}there are {', '.join(CODECS)}")
-    return CODECS[name]
+    return lookup(CODECS, name, "codec")
 
 
 def _to_float32(values: Array) -> Array:

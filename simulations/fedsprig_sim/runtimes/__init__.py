@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from fedsprig.errors import UnknownNameError
+from fedsprig.spelling import lookup
 from fedsprig_sim.runtimes.in_process import run_in_process
 from fedsprig_sim.runtimes.ray import run_ray
 
@@ -23,7 +23,9 @@ def run_apps(name: str, *, fleet: Path, devices: int, server_config: Path, worke
         devices: How many of them there are.
         server_config: The server's settings.
         workers: How many devices compute at the same time.
+
+    Raises:
+        UnknownNameError: No such runtime.
     """
-    if name not in RUNTIMES:
-        raise UnknownNameError(f"no runtime is called {name!r}: use {', '.join(RUNTIMES)}")
-    RUNTIMES[name](fleet=fleet, devices=devices, server_config=server_config, workers=workers)
+    run = lookup(RUNTIMES, name, "runtime")
+    run(fleet=fleet, devices=devices, server_config=server_config, workers=workers)

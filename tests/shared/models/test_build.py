@@ -111,7 +111,7 @@ def test_builders_that_compute_with_tensors_have_shapes_too():
         ("resnet50", "torchvision/resnet50"),
         ("torchvision/", "torchvision/"),
         ("torchvision/fasterrcnn_resnet50_fpn", "did you mean"),
-        ("", "known are"),
+        ("", "there is cifar_resnet20, "),
     ],
 )
 def test_an_unknown_model_names_the_nearest(name, near):

@@ -178,5 +178,5 @@ def test_what_cannot_be_compared_is_refused() -> None:
         index.extended(["two"], [sketch(rng, features=9)])
     with pytest.raises(SketchError, match="no name twice"):
         index.extended(["one"], [one])
-    with pytest.raises(UnknownNameError, match="use prototypes"):
+    with pytest.raises(UnknownNameError, match="did you mean 'prototypes'"):
         nearest(one, index, similarity="prototype")

@@ -66,7 +66,7 @@ def test_only_refuses_unknown_doubled_and_ambiguous_classes():
     assert image_set.only([1, "tabby"]).classes == ("crane", "tabby")
     for wanted, message in (
         ("crane", "two classes are called 'crane'"),
-        ("taby", "try tabby"),
+        ("taby", "did you mean 'tabby'"),
         (3, "numbered 0 to 2"),
         (-1, "numbered 0 to 2"),
     ):

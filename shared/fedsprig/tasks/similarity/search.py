@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -11,7 +10,7 @@ from typing import Final, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsprig.errors import UnknownNameError
+from fedsprig.spelling import lookup
 from fedsprig.tasks.similarity.index import SketchIndex, unit
 from fedsprig.tasks.similarity.prototypes import prototypes
 from fedsprig.tasks.task_sketch import TaskSketch
@@ -59,12 +58,10 @@ def nearest(
         UnknownNameError: No such similarity.
         ProbeMismatchError: The query is of another probe than the library.
     """
-    if similarity not in SIMILARITIES:
-        close = difflib.get_close_matches(similarity, SIMILARITIES) or sorted(SIMILARITIES)
-        raise UnknownNameError(f"no similarity is called {similarity!r}: use {', '.join(close)}")
+    compare = lookup(SIMILARITIES, similarity, "similarity")
     index.check(query)
     candidates = _shortlist(query, index, max(count, SHORTLIST))
-    values = SIMILARITIES[similarity](query, index, candidates)
+    values = compare(query, index, candidates)
     found = [Hit(index.names[j], float(v)) for j, v in zip(candidates, values, strict=True)]
     found.sort(key=lambda hit: (-hit.similarity, hit.name))
     return tuple(found[: max(count, 0)])

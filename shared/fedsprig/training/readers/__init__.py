@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
-from fedsprig.errors import TooFewClassesError, UnknownNameError
+from fedsprig.errors import TooFewClassesError
+from fedsprig.spelling import lookup
 from fedsprig.training.pictures import ImageSet
 from fedsprig.training.readers.embedded import read_embedded
 from fedsprig.training.readers.folder import read_folder
@@ -57,10 +57,7 @@ def read(
         TooFewClassesError: Fewer than two classes.
         LimitError: The pictures take more than ``max_bytes``.
     """
-    if kind not in READERS:
-        close = difflib.get_close_matches(kind, READERS) or list(READERS)
-        raise UnknownNameError(f"no reader {kind!r}: use {' or '.join(close)}")
-    image_set = READERS[kind](
+    image_set = lookup(READERS, kind, "reader")(
         Source(Path(path), split=split, size=size, name=name, max_bytes=max_bytes)
     )
     if len(image_set.classes) < 2:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from importlib.resources import files
 from typing import Final
 
 from fedsprig.errors import UnknownNameError
+from fedsprig.spelling import unknown
 from fedsprig.training.pictures import ImageSet
 from fedsprig.training.readers.npz import read_archive
 from fedsprig.training.readers.source import Source
@@ -25,7 +25,6 @@ def read_embedded(source: Source) -> ImageSet:
     """
     name = source.name or str(source.path)
     if name not in EMBEDDED:
-        close = difflib.get_close_matches(name, EMBEDDED) or EMBEDDED
-        raise UnknownNameError(f"no embedded pictures {name!r}: there is {' and '.join(close)}")
+        raise UnknownNameError(unknown("embedded pictures", name, EMBEDDED))
     with (files("fedsprig.training") / "embedded" / f"{name}.npz").open("rb") as stream:
         return read_archive(stream, source)

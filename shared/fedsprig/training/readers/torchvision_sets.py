@@ -6,7 +6,6 @@ published digests. Archives of unknown origin belong in the ``npz`` reader.
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from typing import Any, Final
 
@@ -14,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from fedsprig.errors import DataError, MissingSplitError, UnknownNameError, UnreadablePictureError
+from fedsprig.errors import DataError, MissingSplitError, UnreadablePictureError
+from fedsprig.spelling import lookup
 from fedsprig.training.pictures import ImageSet
 from fedsprig.training.readers.decode import fit_square, to_rgb
 from fedsprig.training.readers.source import Source
@@ -66,12 +66,7 @@ def _kind(name: str) -> Any:
         and issubclass(kind, datasets.VisionDataset)
         and "root" in inspect.signature(kind).parameters
     }
-    if name not in kinds:
-        close = difflib.get_close_matches(name, kinds, 3) or ["CIFAR10", "FashionMNIST"]
-        raise UnknownNameError(
-            f"torchvision has no data set {name!r}: name one, for example {', '.join(close)}"
-        )
-    return kinds[name]
+    return lookup(kinds, name, "data set of torchvision")
 
 
 def _open(kind: Any, source: Source, **part: bool | str) -> Any:

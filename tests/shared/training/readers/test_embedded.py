@@ -71,9 +71,9 @@ def test_digits_are_what_the_script_makes_of_the_original():
 
 
 def test_refuses_unknown_names():
-    with pytest.raises(UnknownNameError, match="there is fashion"):
+    with pytest.raises(UnknownNameError, match="did you mean 'fashion'"):
         read("embedded", "fashoin")
-    with pytest.raises(UnknownNameError, match="no reader 'foldr': use folder"):
+    with pytest.raises(UnknownNameError, match="unknown reader 'foldr': did you mean 'folder'"):
         read("foldr", "x")
     assert sorted(READERS) == ["embedded", "folder", "npz", "torchvision"]
     with pytest.raises(MissingSplitError):

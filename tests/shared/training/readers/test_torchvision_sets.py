@@ -66,7 +66,11 @@ def test_reads_a_set_without_splits(tmp_path):
 
 def test_refuses_unknown_sets_and_splits(fashion):
     root, _ = fashion
-    for name, message in (("FashionMINST", "FashionMNIST"), ("", "CIFAR10"), ("FakeData", "name")):
+    for name, message in (
+        ("FashionMINST", "FashionMNIST"),
+        ("", "CIFAR10"),
+        ("FakeData", "unknown data"),
+    ):
         with pytest.raises(UnknownNameError, match=message):
             read("torchvision", root, name=name)
     with pytest.raises(MissingSplitError, match="'train', 'test'"):
