@@ -47,9 +47,9 @@ def solve(
 ) -> Mask:
     """Keep the best-scored units that fit into all limits of a budget at once.
 
-    Scores are L2-normalised per group and ranked over all groups, as SPLoRA's criteria and
-    Molchanov et al. 2017 do. With equal scores and options, a budget that is nowhere larger gives a
-    mask that is nowhere larger. The result depends on nothing but the arguments; ties go to the
+    Scores are divided by their group's root mean square (:meth:`ScoreSet.normalised`) and ranked
+    over all groups; Molchanov et al. 2017 divide by the L2 norm there. With equal scores and
+    options, a budget that is nowhere larger gives a mask that is nowhere larger. The result depends on nothing but the arguments; ties go to the
     earlier group, then to the earlier unit.
 
     Parameters, MACs and units are exact functions of the kept counts (:class:`PlanCosts`) that

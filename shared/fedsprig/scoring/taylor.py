@@ -1,8 +1,9 @@
 """The Taylor criterion: how much the loss would change, to first order, if a unit were removed.
 
 Molchanov et al. 2017, "Pruning Convolutional Neural Networks for Resource Efficient Inference",
-arXiv 1611.06440, equations 6 to 8: ``|mean over pictures and pixels of a * dL/da|``, then an L2
-norm per layer. Two forms:
+arXiv 1611.06440, equations 6 to 8: ``|mean over pictures and pixels of a * dL/da|``, then
+each layer divided by its L2 norm, in place of which :meth:`ScoreSet.normalised` divides by the root
+mean square. Two forms:
 
 * ``"sum"``, the default: ``mean over pictures of |sum over pixels of a * g|``. Signs cancel inside
   a picture, where the sum is the first-order change of that picture's loss, but not between

@@ -78,11 +78,11 @@ def score_mask(
 ) -> ScoreSet:
     """The score of every unit for a new task, from its neighbours' scores and (if given) its own.
 
-    ``S = sum_j w_j s_j`` with ``w`` from :func:`neighbour_weights` and every ``s_j`` at L2 norm 1
-    in each group, so that no neighbour and no layer dominates by its scale. With the device's own
-    score ``o`` the result is ``(1 - r) S + r o``, both at norm 1: a shrinkage of the noisy own
-    score towards the library by its reliability ``r = n / (n + 40)``, ``n`` being the task's
-    pictures a class. (The noise variance of a mean over pictures falls as ``1 / n``.)
+    ``S = sum_j w_j s_j`` with ``w`` from :func:`neighbour_weights` and every ``s_j`` at root
+    mean square 1 in each group, so that no neighbour and no layer dominates by its scale. With the
+    device's own score ``o`` the result is ``(1 - r) S + r o``, both normalised so: a shrinkage of
+    the noisy own score towards the library by its reliability ``r = n / (n + 40)``, ``n`` being the
+    task's pictures a class. (The noise variance of a mean over pictures falls as ``1 / n``.)
 
     Args:
         sketch: The new task; the pictures that it counts are those behind ``own``.

@@ -1,8 +1,9 @@
 """Server and devices in one process, without sockets: for tests, sweeps and the demo.
 
 It implements Flower's ``Grid`` over a thread pool and calls the same application objects that the
-other runtimes load. One internal name of Flower is needed (``TaskIdentity``: a ``Message`` cannot
-be built without it); it is used here alone.
+other runtimes load. Three internal names of Flower are needed and used here alone:
+``TaskIdentity`` (a ``Message`` cannot be built without it), ``Run`` (in the signature of
+``Grid.set_run``) and the field ``_message_id`` of a message's metadata (nothing public sets it).
 """
 
 from __future__ import annotations
