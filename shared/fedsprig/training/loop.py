@@ -13,11 +13,13 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedsprig.errors import DataError, LabelRangeError, NonFiniteLossError, TrainingError
+from fedsprig.seeds import derive_seed
 from fedsprig.training.config import TrainConfig
 from fedsprig.training.draw import Drawer, endless_batches
 from fedsprig.training.metrics import Evaluation, evaluate, features
 from fedsprig.training.modes import device_of, keeping_modes
 from fedsprig.training.normalisation import recalibrate
+from fedsprig.training.randomness import drawing_from
 from fedsprig.training.strides import subsampled_strides
 
 __all__ = [
@@ -65,8 +67,8 @@ def fit(
     """Train the parameters that require a gradient, in place; modules keep their modes.
 
     The same model, pictures, settings and seed give the same weights bit for bit on a CPU with the
-    same number of threads. Torch's global generator, which dropout draws from, is seeded for the
-    fit and restored afterwards.
+    same number of threads, whatever other threads do: nothing is drawn from torch's global
+    generator (:func:`fedsprig.training.randomness.drawing_from` names the modules).
 
     Args:
         model: Maps ``[n, c, h, w]`` to logits ``[n, classes]``.
@@ -93,12 +95,8 @@ def fit(
     labels = labels.to(device)
     losses: list[float] = []
     pictures = 0
-    cuda = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(cuda), keeping_modes(model), subsampled_strides(model):
-        # Not torch.manual_seed: it would reseed accelerators that this fit does not restore.
-        torch.default_generator.manual_seed(seed)
-        if cuda:
-            torch.cuda.default_generators[device.index].manual_seed(seed)
+    dropping = torch.Generator(device).manual_seed(derive_seed(seed, "dropout"))
+    with keeping_modes(model), subsampled_strides(model), drawing_from(model, dropping):
         model.train()
         order = endless_batches(len(images), config.batch_size, generator)
         for step, index in zip(range(total), order, strict=False):
