@@ -1,37 +1,68 @@
-"""What a device owner writes: one TOML file per device.
+"""What a device owner writes: one TOML file per device; relative paths are from its folder.
 
-name = "gate-3"
-task = "parcels"
+An example::
 
-[data]                     # a reader of fedsprig.training.readers and its arguments
-kind = "folder"
-path = "pictures"
+    name = "gate-3"
+    task = "parcels"
+    # Where sub-networks are kept.
+    store = "store"
+    # 0: as many as there are cores.
+    threads = 1
 
-[evaluation]               # pictures that are never trained on; without it one fifth of the data is
-held out kind = "folder" path = "check"
+    # Arguments of fedsprig.training.read.
+    [data]
+    kind = "folder"
+    path = "pictures"
 
-[budget]                   # hard limits; ratios are of the base model
-macs_ratio = 0.25
+    # Pictures that are never trained on; without this table a fifth of the data is held out.
+    [evaluation]
+    kind = "folder"
+    path = "check"
 
-store = "store"            # where sub-networks are kept; paths are relative to this file
-threads = 1                # 0: as many as there are cores
+    # Hard limits; ratios are of the base model.
+    [budget]
+    macs_ratio = 0.25
 """
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from fedsprig.errors import DataError
 from fedsprig.wire.budgets import to_wire
 
+SOURCE_KEYS: Final[Mapping[str, type]] = {
+    "kind": str,
+    "path": str,
+    "split": str,
+    "size": int,
+    "name": str,
+    "max_bytes": int,
+}
+"""Keys of the tables ``data`` and ``evaluation``."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceConfig:
-    """A device's settings; see the module's example."""
+    """A device's settings; see the module's example.
+
+    Attributes:
+        name: Unique among the devices of its task.
+        task: Name of the task that it takes part in.
+        data: Arguments of :func:`fedsprig.training.read`.
+        store: Folder of what the device keeps between messages.
+        evaluation: The same for pictures that are never trained on; ``None``: a fifth of ``data``.
+        budget: Hard limits by name.
+        threads: Of computation; 0: as many as there are cores.
+        secret: 64 hexadecimal digits that the noise on sketches is drawn from. Only for
+            simulations, which must give the same result every time: without it the device makes a
+            secret of its own and tells nobody.
+    """
 
     name: str
     task: str
@@ -40,6 +71,7 @@ class DeviceConfig:
     evaluation: Mapping[str, Any] | None = None
     budget: Mapping[str, float] = field(default_factory=dict)
     threads: int = 0
+    secret: str | None = field(default=None, repr=False)
 
     @classmethod
     def load(cls, path: Path) -> DeviceConfig:
@@ -50,21 +82,55 @@ class DeviceConfig:
             BudgetError: A limit that does not exist or is no positive number.
         """
         try:
-            raw = tomllib.loads(path.read_text())
+            raw = tomllib.loads(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
             raise DataError(f"{path}: no readable device file ({error}): write one") from error
-        known = {item.name for item in fields(cls)}
-        if unknown := sorted(set(raw) - known):
-            raise DataError(f"{path}: unknown key {unknown[0]!r}: use {', '.join(sorted(known))}")
-        for key in ("name", "task", "data"):
-            if not raw.get(key):
-                raise DataError(f"{path}: the key {key!r} is missing: add it")
-        for key in ("data", "evaluation", "budget"):
-            if key in raw and not isinstance(raw[key], dict):
-                raise DataError(f"{path}: {key!r} must be a table, as [{key}]")
+        try:
+            _check(raw, {item.name for item in fields(cls)})
+        except DataError as error:
+            raise DataError(f"{path}: {error}") from error
+        to_wire(raw.get("budget", {}))
         base = path.parent
         for key in ("data", "evaluation"):
             if "path" in raw.get(key, {}):
                 raw[key] = raw[key] | {"path": base / raw[key]["path"]}
-        to_wire(raw.get("budget", {}))
         return cls(**{**raw, "store": base / raw.get("store", "store")})
+
+
+def _check(raw: Mapping[str, Any], known: set[str]) -> None:
+    """Every key is known, and what it must be."""
+    _require_known(raw, known, "key")
+    for key in ("name", "task", "data"):
+        if not raw.get(key):
+            raise DataError(f"the key {key!r} is missing: add it")
+    for key in ("name", "task", "store", "secret"):
+        _require_type(raw, key, str, key)
+    for key in ("data", "evaluation", "budget"):
+        if key in raw and not isinstance(raw[key], dict):
+            raise DataError(f"{key!r} must be a table: write [{key}]")
+    for table in ("data", "evaluation"):
+        source = raw.get(table)
+        if source is None:
+            continue
+        _require_known(source, set(SOURCE_KEYS), f"key of [{table}]")
+        if "kind" not in source:
+            raise DataError(f"[{table}] has no key 'kind': add it")
+        for key, kind in SOURCE_KEYS.items():
+            _require_type(source, key, kind, f"{table}.{key}")
+    _require_type(raw, "threads", int, "threads")
+    if raw.get("threads", 0) < 0:
+        raise DataError(f"threads is {raw['threads']}: use 0 for all cores, or a number above")
+    if "secret" in raw and not re.fullmatch("[0-9a-f]{64}", raw["secret"]):
+        raise DataError("secret must be 64 hexadecimal digits: leave it out to have one made")
+
+
+def _require_known(table: Mapping[str, Any], known: set[str], what: str) -> None:
+    if unknown := sorted(set(table) - known):
+        raise DataError(f"unknown {what} {unknown[0]!r}: use {', '.join(sorted(known))}")
+
+
+def _require_type(table: Mapping[str, Any], key: str, kind: type, what: str) -> None:
+    # A TOML boolean is an integer to Python.
+    if key in table and (not isinstance(table[key], kind) or isinstance(table[key], bool)):
+        wanted = "a string" if kind is str else "a whole number"
+        raise DataError(f"{what} is {table[key]!r}: give {wanted}")

@@ -7,6 +7,8 @@ twice gets the same answer twice.
 
 from __future__ import annotations
 
+import hmac
+import math
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -132,10 +134,24 @@ class Device:
             self.pictures.classes,
             probe=wanted.probe,
             noise=wanted.noise,
-            rng=np.random.default_rng(derive_seed(wanted.seed, self.config.name)),
+            rng=self._noise(wanted) if wanted.noise else None,
         )
         reply = pb.DescribeReply(seconds=time.perf_counter() - started)
         return Envelope(DESCRIBE, reply.SerializeToString(), described.to_bytes())
+
+    def _noise(self, wanted: pb.DescribeRequest) -> np.random.Generator:
+        """Where a sketch's noise is drawn from: without the device's secret, nobody can rebuild it.
+
+        The same request gets the same noise, since the mean of many draws would be free of it; and
+        another level of noise gets another draw, since two levels of one would give it away.
+        """
+        if not math.isfinite(wanted.noise):
+            raise MessageError(f"noise {wanted.noise}: ask for a number from 0 up")
+        own = self.config.secret
+        secret = bytes.fromhex(own) if own is not None else self.store.secret()
+        text = f"sketch noise {wanted.probe} {wanted.noise.hex()}"
+        mixed = hmac.digest(secret, text.encode(), "sha256")
+        return np.random.default_rng(int.from_bytes(mixed, "big"))
 
     def _install(self, request: Envelope) -> Envelope:
         started = time.perf_counter()
@@ -203,9 +219,7 @@ class Device:
         return pb.Evaluation(accuracy=found.accuracy, loss=found.loss, pictures=found.pictures)
 
     def _build(self, package: bytes) -> SubNetwork:
-        network = build_subnetwork(package, plan_of=self.store.plan)
-        self.store.keep_plan(parse(pb.SubNetwork, package).plan)
-        return network
+        return build_subnetwork(package, plan_of=self.store.plan, keep_plan=self.store.keep_plan)
 
     def _load(self, run: str, wanted: str, blob: bytes) -> tuple[SubNetwork, dict[str, np.ndarray]]:
         network = self._build(self.store.package(run))

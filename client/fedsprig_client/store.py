@@ -1,4 +1,4 @@
-"""What a device keeps between messages: group plans by digest and one package per run.
+"""What a device keeps between messages: group plans, one package per run, and its secret.
 
 Every file is written beside its place, synced and renamed, so that a device that loses power finds
 the old file or the new one. Names from outside never become paths: runs are stored under the digest
@@ -7,19 +7,25 @@ of their name.
 
 from __future__ import annotations
 
+import contextlib
+import os
+import secrets
 from pathlib import Path
 
 from fedsprig.artifacts.digest import digest
 from fedsprig.artifacts.files import read_bytes, write_bytes
-from fedsprig.errors import DigestMismatchError, MessageError
+from fedsprig.errors import ArtifactError, DigestMismatchError, MissingNetworkError
 
 MAX_BYTES = 1 << 30
+MAX_RUNS = 64
+SECRET_BYTES = 32
 
 
 class DeviceStore:
-    """A folder of plans and packages."""
+    """A folder of plans, packages and the secret."""
 
     def __init__(self, folder: Path) -> None:
+        self._secret = folder / "secret"
         self._plans = folder / "plans"
         self._runs = folder / "runs"
         for part in (self._plans, self._runs):
@@ -41,23 +47,67 @@ class DeviceStore:
         return data
 
     def keep_plan(self, data: bytes) -> None:
-        """Keep a plan under its digest."""
-        write_bytes(self._plans / digest(data), data)
+        """Keep a plan under its digest; one that is here already is not written again."""
+        if self.plan(digest(data)) is None:
+            write_bytes(self._plans / digest(data), data)
 
     def keep_package(self, run: str, data: bytes) -> None:
-        """Keep the package of a run; a second one takes the first one's place."""
-        write_bytes(self._run(run), digest(data).encode() + data)
+        """Keep the package of a run; a second one takes the first one's place.
+
+        Of all packages the ``MAX_RUNS`` that were kept last stay.
+        """
+        kept = self._run(run)
+        write_bytes(kept, digest(data).encode() + data)
+        others = [path for path in self._runs.iterdir() if len(path.name) == 64 and path != kept]
+        others.sort(key=lambda path: (path.stat().st_mtime_ns, path.name))
+        for path in others[: max(0, len(others) + 1 - MAX_RUNS)]:
+            path.unlink(missing_ok=True)
+
+    def secret(self) -> bytes:
+        """Random bytes that are made once and never leave the device, readable by its owner alone.
+
+        Raises:
+            ArtifactError: They cannot be kept, or were damaged on disk.
+        """
+        if not self._secret.exists():
+            self._make_secret()
+        data = read_bytes(self._secret, max_bytes=MAX_BYTES)
+        if len(data) != SECRET_BYTES:
+            raise ArtifactError(f"{self._secret}: damaged on disk: remove it, to have one made")
+        return data
+
+    def _make_secret(self) -> None:
+        """Write it beside its place and link it there, so that of two processes the first wins."""
+        temporary = self._secret.with_name(f".secret.{secrets.token_hex(8)}")
+        try:
+            handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with open(handle, "wb") as file:
+                file.write(secrets.token_bytes(SECRET_BYTES))
+                file.flush()
+                os.fsync(file.fileno())
+            with contextlib.suppress(FileExistsError):
+                os.link(temporary, self._secret)
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise ArtifactError(
+                f"cannot write {self._secret}: {reason}; check the folder"
+            ) from error
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
 
     def package(self, run: str) -> bytes:
         """The package of a run.
 
         Raises:
-            MessageError: There is none.
+            MissingNetworkError: There is none.
             DigestMismatchError: It was damaged on disk.
         """
         path = self._run(run)
         if not path.exists():
-            raise MessageError(f"no sub-network of run {run!r} is here: the server must send it")
+            raise MissingNetworkError(
+                f"no sub-network of run {run!r} is here: the server must send it"
+            )
         data = read_bytes(path, max_bytes=MAX_BYTES)
         if digest(data[64:]).encode() != data[:64]:
             raise DigestMismatchError(f"{path}: damaged on disk: the server must send it again")

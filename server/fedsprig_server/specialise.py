@@ -89,9 +89,7 @@ class Specialisation:
         """Collect the devices' sketches, merge them and find the neighbours."""
         ledger = Ledger()
         probe = digest(self._probe)
-        wanted = pb.DescribeRequest(
-            probe=probe, noise=self._config.sketch_noise, seed=self._config.seed
-        )
+        wanted = pb.DescribeRequest(probe=probe, noise=self._config.sketch_noise)
         message = Envelope(DESCRIBE, wanted.SerializeToString(), self._probe)
         answers = yield from self._cohort.ask(
             dict.fromkeys(self._members, message),

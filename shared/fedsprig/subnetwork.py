@@ -106,12 +106,18 @@ def pack_subnetwork(
     return bytes(package.SerializeToString(deterministic=True))
 
 
-def build_subnetwork(data: bytes, *, plan_of: Callable[[str], bytes | None]) -> SubNetwork:
+def build_subnetwork(
+    data: bytes,
+    *,
+    plan_of: Callable[[str], bytes | None],
+    keep_plan: Callable[[bytes], None] = lambda plan: None,
+) -> SubNetwork:
     """Build the network of a package, in evaluation mode, its classifier all zero.
 
     Args:
         data: Bytes of :func:`pack_subnetwork`, possibly from outside.
         plan_of: Finds the bytes of a plan by digest where the package leaves it out.
+        keep_plan: Given the bytes of a plan that the package brings, once they are checked.
 
     Raises:
         MessageError: No package, or one whose plan is missing or another than it says.
@@ -129,6 +135,8 @@ def build_subnetwork(data: bytes, *, plan_of: Callable[[str], bytes | None]) -> 
     plan = GroupPlan.from_bytes(plan_bytes)
     if plan.digest != package.plan_digest or plan.model != package.model:
         raise MessageError("the package's plan is another than it names: ask for it again")
+    if package.plan:
+        keep_plan(package.plan)
     size = plan.input_shape[-1]
     card = replace(describe(package.model), input_size=size)
     mask = Mask.from_bytes(package.mask, plan)

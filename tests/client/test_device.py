@@ -1,5 +1,8 @@
 """A device answers every kind of message from its file, its pictures and its store alone."""
 
+import inspect
+import textwrap
+
 import numpy as np
 import pytest
 import tomli_w
@@ -21,9 +24,12 @@ from fedsprig.masks import Mask, ScoreSet
 from fedsprig.models import build
 from fedsprig.subnetwork import AdapterConfig, build_subnetwork, pack_subnetwork
 from fedsprig.tasks import TaskSketch
+from fedsprig.training import read
 from fedsprig.updates import decode_update, encode_state
 from fedsprig.wire import DESCRIBE, EVALUATE, INSTALL, PROFILE, ROUND, Envelope
 from fedsprig.wire import device_pb2 as pb
+from fedsprig_client import config
+from fedsprig_client.config import DeviceConfig
 from fedsprig_client.device import Device
 
 MODEL = "cifar_resnet20"
@@ -108,6 +114,65 @@ def test_it_describes_its_pictures_and_keeps_the_plan(folder, package):
     assert list(profile.plans) == [message.plan_digest]
     with pytest.raises(MessageError, match="another"):
         ask(folder, DESCRIBE, pb.DescribeRequest(probe="0" * 64), probe)
+
+
+def test_a_plan_is_written_once_and_only_when_the_package_brings_it(folder, package):
+    ask(folder, INSTALL, pb.InstallRequest(run="a"), package)
+    (plan,) = (folder / "store" / "plans").iterdir()
+    written = plan.stat()
+    short = pb.SubNetwork.FromString(package)
+    short.ClearField("plan")
+    for blob in (package, short.SerializeToString()):
+        ask(folder, INSTALL, pb.InstallRequest(run="b"), blob)
+        assert list((folder / "store" / "plans").iterdir()) == [plan]
+        now = plan.stat()
+        assert (now.st_ino, now.st_mtime_ns) == (written.st_ino, written.st_mtime_ns)
+    plan.write_bytes(b"damaged")
+    ask(folder, INSTALL, pb.InstallRequest(run="a"), package)
+    assert digest(plan.read_bytes()) == plan.name
+
+
+def probe_of(package):
+    message = pb.SubNetwork.FromString(package)
+    message.ClearField("adapter")
+    return message.SerializeToString()
+
+
+def described(folder, probe, noise):
+    wanted = pb.DescribeRequest(probe=digest(probe), noise=noise)
+    return TaskSketch.from_bytes(ask(folder, DESCRIBE, wanted, probe).blob)
+
+
+def test_noise_is_of_the_device_alone_and_the_same_for_the_same_request(folder, package):
+    probe = probe_of(package)
+    clean = described(folder, probe, 0.0).prototypes
+    assert not (folder / "store" / "secret").exists()
+    first = described(folder, probe, 0.5).prototypes
+    assert np.array_equal(first, described(folder, probe, 0.5).prototypes)
+    drawn = (first - clean) / 0.5
+    assert 0.5 < np.std(drawn) / np.sqrt(np.mean(clean**2)) < 2
+    # Half the noise is another draw: of one draw at two levels, the noise is their difference.
+    assert not np.allclose((described(folder, probe, 0.25).prototypes - clean) / 0.25, drawn)
+    # All that the server knows is the same; only what the device keeps is not.
+    secret = folder / "store" / "secret"
+    assert len(secret.read_bytes()) == 32
+    assert secret.stat().st_mode & 0o777 == 0o600
+    secret.unlink()
+    other = described(folder, probe, 0.5).prototypes
+    assert np.abs(np.corrcoef((other - clean).ravel(), drawn.ravel())[0, 1]) < 0.5
+    # A simulation names the secret instead.
+    write(folder, secret="5e" * 32)
+    third = described(folder, probe, 0.5).prototypes
+    secret.unlink()
+    assert np.array_equal(third, described(folder, probe, 0.5).prototypes)
+    assert not np.array_equal(third, other)
+    assert not secret.exists()
+
+
+@pytest.mark.parametrize("noise", [-1.0, float("nan"), float("inf")])
+def test_noise_that_is_no_amount_is_refused(folder, package, noise):
+    with pytest.raises(FedsprigError, match="noise"):
+        described(folder, probe_of(package), noise)
 
 
 def test_install_gives_class_means_and_statistics_of_its_own_pictures(folder, package):
@@ -204,6 +269,19 @@ def test_without_evaluation_pictures_a_fifth_is_held_out(folder):
         ({"task": None}, DataError, "'task' is missing"),
         ({"colour": 1}, DataError, "unknown key 'colour'"),
         ({"data": "pictures.npz"}, DataError, r"\[data\]"),
+        ({"name": 3}, DataError, "name is 3: give a string"),
+        ({"task": ["a"]}, DataError, "task is .* give a string"),
+        ({"store": 1}, DataError, "store is 1: give a string"),
+        ({"threads": "two"}, DataError, "threads is 'two': give a whole number"),
+        ({"threads": True}, DataError, "threads is True: give a whole number"),
+        ({"threads": -1}, DataError, "threads is -1: use 0"),
+        ({"secret": "abc"}, DataError, "64 hexadecimal digits"),
+        ({"secret": 5}, DataError, "secret is 5: give a string"),
+        ({"data": {"kind": "npz", "pth": "x"}}, DataError, r"\[data\] 'pth': use kind"),
+        ({"data": {"path": "x"}}, DataError, r"\[data\] has no key 'kind'"),
+        ({"data": {"kind": "npz", "path": 1}}, DataError, "data.path is 1"),
+        ({"evaluation": {"kind": "npz", "size": "8"}}, DataError, "evaluation.size is '8'"),
+        ({"evaluation": {"kind": "npz", "device": 1}}, DataError, r"\[evaluation\] 'device'"),
         ({"budget": {"mac": 1}}, BudgetError, "mac"),
         ({"budget": {"macs": -1}}, BudgetError, "above zero"),
         ({"budget": {"macs": float("nan")}}, BudgetError, "above zero"),
@@ -213,6 +291,31 @@ def test_a_wrong_device_file_is_one_clear_line(folder, changes, error, words):
     with pytest.raises(error, match=words) as caught:
         Device.open(write(folder, **changes))
     assert "\n" not in str(caught.value)
+
+
+def test_the_documented_example_is_a_device_file(tmp_path):
+    """Every key of the text lands where it says."""
+    text = inspect.cleandoc(config.__doc__).partition("::\n")[2]
+    (tmp_path / "device.toml").write_text(textwrap.dedent(text))
+    read_back = DeviceConfig.load(tmp_path / "device.toml")
+    assert read_back == DeviceConfig(
+        name="gate-3",
+        task="parcels",
+        data={"kind": "folder", "path": tmp_path / "pictures"},
+        evaluation={"kind": "folder", "path": tmp_path / "check"},
+        budget={"macs_ratio": 0.25},
+        store=tmp_path / "store",
+        threads=1,
+    )
+
+
+def test_the_keys_of_a_table_are_the_arguments_of_read():
+    assert list(config.SOURCE_KEYS) == list(inspect.signature(read).parameters)
+
+
+def test_a_secret_is_not_shown(folder):
+    write(folder, secret="5e" * 32)
+    assert "5e5e" not in repr(DeviceConfig.load(folder / "device.toml"))
 
 
 def test_one_class_only_is_refused(folder):

@@ -79,14 +79,12 @@ class ProfileReply(_message.Message):
     def __init__(self, device: _Optional[str] = ..., task: _Optional[str] = ..., classes: _Optional[_Iterable[str]] = ..., pictures: _Optional[int] = ..., budget: _Optional[_Union[Budget, _Mapping]] = ..., cores: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., plans: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class DescribeRequest(_message.Message):
-    __slots__ = ("probe", "noise", "seed")
+    __slots__ = ("probe", "noise")
     PROBE_FIELD_NUMBER: _ClassVar[int]
     NOISE_FIELD_NUMBER: _ClassVar[int]
-    SEED_FIELD_NUMBER: _ClassVar[int]
     probe: str
     noise: float
-    seed: int
-    def __init__(self, probe: _Optional[str] = ..., noise: _Optional[float] = ..., seed: _Optional[int] = ...) -> None: ...
+    def __init__(self, probe: _Optional[str] = ..., noise: _Optional[float] = ...) -> None: ...
 
 class DescribeReply(_message.Message):
     __slots__ = ("seconds",)
