@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fedsprig.adapters import is_statistic
 from fedsprig.artifacts.digest import state_digest
+from fedsprig.errors import PlanError
 from fedsprig.graph import GroupPlan, materialize, trace_groups
 from fedsprig.masks import Budget, Mask, peak_of, plan_macs, plan_parameters, solve
 from fedsprig.models import ModelCard, build, describe
@@ -32,6 +33,9 @@ class Base:
             own.
         state: Its parameters and buffers without the classifier.
         digest: Digest of ``state``: with the builder's name it identifies the base.
+
+    Raises:
+        PlanError: The plan is of another network, another picture size or another classifier.
     """
 
     module: nn.Module
@@ -39,17 +43,35 @@ class Base:
     plan: GroupPlan
     state: Mapping[str, Array]
     digest: str
+    _memo: dict[str, Callable[[Mask], int]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+
+    def __post_init__(self) -> None:
+        """Refuse a plan that does not fit."""
+        _check_plan(self.plan, self.card, self.module)
 
     @classmethod
-    def load(cls, name: str, weights: str | None, *, image_size: int | None = None) -> Base:
-        """Build a base model by name and trace its groups.
+    def load(
+        cls,
+        name: str,
+        weights: str | None,
+        *,
+        image_size: int | None = None,
+        stored_plan: Callable[[str], bytes | None] = lambda digest: None,
+    ) -> Base:
+        """Build a base model by name, with the plan that is stored for it or one traced now.
 
         Args:
             name: A builder's name.
             weights: As :func:`fedsprig.models.build` takes them.
             image_size: Side of the pictures, where it is not to be the model's usual one.
+            stored_plan: Gives the bytes of the plan that is kept for a base's digest, or ``None``
+                to trace the network. All that a library holds of a base is in the units of the
+                plan that lies with it, so that a stored plan must be used where there is one.
 
         Raises:
+            PlanError: The stored plan does not fit the network, its picture size or classifier.
             UnknownModelError: No builder has that name.
             WeightsError: The weights are absent or do not fit.
         """
@@ -57,14 +79,18 @@ class Base:
         card = replace(card, input_size=image_size or card.input_size)
         size = card.input_size
         module = build(name, num_classes=2, weights=weights, image_size=size)
-        example = torch.zeros(1, 3, size, size)
-        plan = trace_groups(module, example, name=name)
         state = {
             key: value.numpy().copy()
             for key, value in module.state_dict().items()
             if key.rpartition(".")[0] != card.head and not key.endswith("num_batches_tracked")
         }
-        return cls(module, card, plan, state, state_digest(state))
+        digest = state_digest(state)
+        stored = stored_plan(digest)
+        if stored is None:
+            plan = trace_groups(module, torch.zeros(1, 3, size, size), name=name)
+        else:
+            plan = GroupPlan.from_bytes(stored)
+        return cls(module, card, plan, state, digest)
 
     def macs(self, mask: Mask) -> int:
         """Multiply-accumulates of one picture through the sub-network."""
@@ -76,9 +102,10 @@ class Base:
 
     def peak_bytes(self, mask: Mask) -> int:
         """Peak bytes of activations for one picture, walked on shapes alone."""
-        size = self.card.input_size
-        skeleton = build(self.plan.model, num_classes=2, device="meta", image_size=size)
-        return peak_of(skeleton, self.plan, torch.zeros(1, 3, size, size, device="meta"))(mask)
+        if "peak" not in self._memo:
+            example = torch.zeros(self.plan.input_shape, device="meta")
+            self._memo["peak"] = peak_of(self.module, self.plan, example)
+        return self._memo["peak"](mask)
 
     def probe(self, images: Tensor) -> bytes:
         """The package of the probe: the base cut by magnitude to a quarter of its MACs.
@@ -97,3 +124,27 @@ class Base:
         return pack_subnetwork(
             self.plan, mask, self.state, num_classes=2, adapter=None, statistics=statistics
         )
+
+
+def _check_plan(plan: GroupPlan, card: ModelCard, module: nn.Module) -> None:
+    """Refuse a plan of another network, picture size or classifier, which would cut at random."""
+    mend = "build the library again from this base"
+    if plan.model != card.name:
+        raise PlanError(f"the plan is of {plan.model!r}, the base is {card.name!r}: {mend}")
+    size = (1, 3, card.input_size, card.input_size)
+    if plan.input_shape != size:
+        raise PlanError(
+            f"the plan is of pictures {plan.input_shape}, the base takes {size}: {mend}"
+        )
+    if plan.head != card.head:
+        raise PlanError(
+            f"the plan's classifier is {plan.head!r}, that of {card.name!r} is {card.head!r}: "
+            + mend
+        )
+    shapes = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+    for name in sorted(shapes.keys() | plan.shapes.keys()):
+        if shapes.get(name) != plan.shapes.get(name):
+            raise PlanError(
+                f"{name} is {plan.shapes.get(name)} in the plan and {shapes.get(name)} in the "
+                f"base: {mend}"
+            )
