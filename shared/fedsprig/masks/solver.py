@@ -49,8 +49,8 @@ def solve(
 
     Scores are divided by their group's root mean square (:meth:`ScoreSet.normalised`) and ranked
     over all groups; Molchanov et al. 2017 divide by the L2 norm there. With equal scores and
-    options, a budget that is nowhere larger gives a mask that is nowhere larger. The result depends on nothing but the arguments; ties go to the
-    earlier group, then to the earlier unit.
+    options, a budget that is nowhere larger gives a mask that is nowhere larger. The result depends
+    on nothing but the arguments; ties go to the earlier group, then to the earlier unit.
 
     Parameters, MACs and units are exact functions of the kept counts (:class:`PlanCosts`) that
     never decrease when a unit is added, so a bisection finds the longest prefix: O(units log units)
