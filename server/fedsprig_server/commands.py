@@ -26,19 +26,25 @@ Json = Annotated[Path | None, typer.Option("--json", help="Write this to a file 
 
 @library.command("list")
 def _list(folder: Folder, json_file: Json = None) -> None:
-    """Show the tasks that a library knows."""
+    """Show the tasks that a library knows.
+
+    Two accuracies: on pictures held out from training, which tasks have that devices brought, and
+    on the very pictures that were trained on, which tasks have that the library was built from.
+    """
     with _opened(folder) as opened:
         entries = opened.entries()
     if json_file is not None:
         json_file.write_text(json.dumps([asdict(entry) for entry in entries], indent=1) + "\n")
-    table = Table("task", "method", "masks", "accuracy", "base", "added (UTC)", box=None)
+    table = Table(
+        "task", "method", "masks", "held out", "own pictures", "base", "added (UTC)", box=None
+    )
     for entry in entries:
-        accuracy = entry.metrics.get("accuracy", entry.metrics.get("training_accuracy"))
         table.add_row(
             entry.name,
             entry.method,
             str(len(entry.masks)),
-            "" if accuracy is None else f"{100 * accuracy:.1f} %",
+            _percent(entry.metrics.get("accuracy")),
+            _percent(entry.metrics.get("training_accuracy")),
             entry.base[:12],
             f"{datetime.fromtimestamp(entry.created, UTC):%Y-%m-%d %H:%M}",
         )
@@ -67,6 +73,10 @@ def _verify(folder: Folder) -> None:
     if problems:
         raise LibraryError(f"{len(problems)} problems in {folder}: restore it from a copy")
     print(f"{count} tasks, every blob intact")
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.1f} %"
 
 
 def _opened(folder: Path) -> Library:

@@ -23,20 +23,20 @@ from fedsprig.errors import FedsprigError
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class Command:
     """Where a command lives (``module:typer app``) and its line in the help."""
 
     target: str
     help: str
 
 
-COMMANDS: dict[str, Entry] = {
-    "demo": Entry("fedsprig_sim.commands:demo", "Run the main job on embedded data."),
-    "simulate": Entry("fedsprig_sim.commands:simulate", "Run a scenario file."),
-    "report": Entry("fedsprig_sim.commands:report", "Show a finished run again."),
-    "library": Entry("fedsprig_server.commands:library", "Look into a library and check it."),
-    "bench": Entry("fedsprig_sim.commands:bench", "Measure parts of the system."),
-    "doctor": Entry("fedsprig.cli:doctor", "Show what is installed and what is amiss."),
+COMMANDS: dict[str, Command] = {
+    "demo": Command("fedsprig_sim.commands:demo", "Run the main job on embedded data."),
+    "simulate": Command("fedsprig_sim.commands:simulate", "Run a scenario file."),
+    "report": Command("fedsprig_sim.commands:report", "Show a finished run again."),
+    "library": Command("fedsprig_server.commands:library", "Look into a library and check it."),
+    "bench": Command("fedsprig_sim.commands:bench", "Measure parts of the system."),
+    "doctor": Command("fedsprig.cli:doctor", "Show what is installed and what is amiss."),
 }
 
 doctor = typer.Typer(add_completion=False)

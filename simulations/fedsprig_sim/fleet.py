@@ -28,14 +28,14 @@ DEVICE_FILE = "device.toml"
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
-    """A data section's pictures."""
+class SplitPictures:
+    """A data section's pictures, for training and for testing."""
 
     train: ImageSet
     test: ImageSet
 
 
-def read_source(section: DataSection, *, seed: int, size: int | None = None) -> Source:
+def read_data(section: DataSection, *, seed: int, size: int | None = None) -> SplitPictures:
     """Read both splits; where there is one only, a share of each class is held out for testing.
 
     Raises:
@@ -47,11 +47,11 @@ def read_source(section: DataSection, *, seed: int, size: int | None = None) -> 
         test = read(section.kind, path, split=section.split_test, size=size, name=name)
     except MissingSplitError:
         train, test = hold_out(train, section.held_out, seed=derive_seed(seed, "held out"))
-    return Source(train, test.only(train.classes) if test.classes != train.classes else test)
+    return SplitPictures(train, test.only(train.classes) if test.classes != train.classes else test)
 
 
 def library_tasks(
-    expansion: Expansion, sources: Mapping[str, Source], scenario: Scenario
+    expansion: Expansion, sources: Mapping[str, SplitPictures], scenario: Scenario
 ) -> list[LibraryTask]:
     """The library's tasks with their pictures."""
     each = scenario.library.images_per_class
@@ -65,7 +65,7 @@ def library_tasks(
 
 
 def write_fleet(
-    expansion: Expansion, sources: Mapping[str, Source], scenario: Scenario, folder: Path
+    expansion: Expansion, sources: Mapping[str, SplitPictures], scenario: Scenario, folder: Path
 ) -> int:
     """Write a numbered folder for every device: its pictures, its settings, room for its store.
 

@@ -16,12 +16,12 @@ from fedsprig_sim.expand import Expansion, TaskSpec
 from fedsprig_sim.result import (
     ArmName,
     ArmRecord,
-    BaseRecord,
+    BaseSummary,
     DeviceRecord,
     Download,
     LibraryRecord,
     MaskRecord,
-    Neighbour,
+    NeighbourRecord,
     Result,
     TaskRecord,
     versions,
@@ -54,7 +54,7 @@ def gather_result(
         seed=scenario.seed,
         seconds=seconds,
         runtime=runtime,
-        base=BaseRecord(
+        base=BaseSummary(
             model=scenario.base.model,
             weights=scenario.base.weights,
             digest=base.digest,
@@ -69,7 +69,7 @@ def gather_result(
                 data=spec.data,
                 classes=spec.classes,
                 camera=spec.camera,
-                accuracy=metrics.get(spec.name, {}).get("training_accuracy"),
+                training_accuracy=metrics.get(spec.name, {}).get("training_accuracy"),
             )
             for spec in expansion.library
         ),
@@ -120,7 +120,7 @@ def _task(
             rounds=_mean(down[name][ROUND] + down[name][EVALUATE] for name in names),
         ),
         neighbours=tuple(
-            Neighbour(**near) for near in described.state["neighbours"][:SHOWN_NEIGHBOURS]
+            NeighbourRecord(**near) for near in described.state["neighbours"][:SHOWN_NEIGHBOURS]
         ),
         masks=_masks(spec, arms["one_shot"], library, base),
         arms={

@@ -110,7 +110,7 @@ class MaskRecord(Record):
         return sum(g.kept for g in self.groups) / max(1, sum(g.units for g in self.groups))
 
 
-class Neighbour(Record):
+class NeighbourRecord(Record):
     """A library task that a new task drew from."""
 
     name: str
@@ -173,7 +173,7 @@ class TaskRecord(Record):
     base_macs: Annotated[int, Field(ge=1)]
     base_parameters: Annotated[int, Field(ge=1)]
     download: Download
-    neighbours: tuple[Neighbour, ...]
+    neighbours: tuple[NeighbourRecord, ...]
     """Library tasks by falling weight."""
     masks: Annotated[tuple[MaskRecord, ...], Field(min_length=1)]
     """One for every budget that the task's devices have."""
@@ -265,11 +265,11 @@ class LibraryRecord(Record):
     data: str
     classes: tuple[str, ...]
     camera: str
-    accuracy: Share | None = None
-    """Of the base after fine-tuning on the task, before its units were scored."""
+    training_accuracy: Share | None = None
+    """Of the base fine-tuned on the task, on the very pictures that it was tuned on."""
 
 
-class BaseRecord(Record):
+class BaseSummary(Record):
     """The base model."""
 
     model: str
@@ -290,7 +290,7 @@ class Result(Record):
     seconds: Seconds
     """Wall clock of the run, without installation."""
     runtime: str
-    base: BaseRecord
+    base: BaseSummary
     library: tuple[LibraryRecord, ...]
     tasks: Annotated[tuple[TaskRecord, ...], Field(min_length=1)]
     scenario: dict[str, Any]

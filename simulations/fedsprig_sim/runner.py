@@ -27,7 +27,7 @@ from fedsprig_server.config import RoundsConfig, SelectionConfig, ServerConfig
 from fedsprig_server.library import Library
 from fedsprig_server.library_build import BuildConfig, build_library
 from fedsprig_sim.expand import Expansion
-from fedsprig_sim.fleet import Source, library_tasks, read_source, write_fleet
+from fedsprig_sim.fleet import SplitPictures, library_tasks, read_data, write_fleet
 from fedsprig_sim.gather import gather_result
 from fedsprig_sim.progress import Progress
 from fedsprig_sim.result import Result
@@ -149,12 +149,12 @@ def _claim(out: Path, scenario: Scenario, *, resume: bool) -> None:
     before.write_text(said)
 
 
-def _read(scenario: Scenario, base: Base, progress: Progress) -> dict[str, Source]:
+def _read(scenario: Scenario, base: Base, progress: Progress) -> dict[str, SplitPictures]:
     progress.begin("reading pictures", len(scenario.data))
     sources = {}
     for name, section in scenario.data.items():
         size = None if section.kind in ("embedded", "npz") else base.card.input_size
-        sources[name] = read_source(section, seed=scenario.seed, size=size)
+        sources[name] = read_data(section, seed=scenario.seed, size=size)
         progress.step("reading pictures", name)
     return sources
 
@@ -163,7 +163,7 @@ def fill_library(
     library: Library,
     base: Base,
     expansion: Expansion,
-    sources: dict[str, Source],
+    sources: dict[str, SplitPictures],
     scenario: Scenario,
     progress: Progress,
 ) -> None:

@@ -6,7 +6,7 @@ from safetensors.torch import save_file
 from fedsprig.models import build
 from fedsprig_server.base import Base
 from fedsprig_server.library import Library
-from fedsprig_sim.fleet import read_source, write_fleet
+from fedsprig_sim.fleet import read_data, write_fleet
 from fedsprig_sim.progress import Silence
 from fedsprig_sim.runner import fill_library, run_scenario, server_config
 from fedsprig_sim.scenario import Scenario
@@ -71,7 +71,7 @@ def world(scenario, tmp_path_factory):
     """Devices, a library of the operator's tasks and the server's settings, before any run."""
     out = tmp_path_factory.mktemp("world")
     base = Base.load(scenario.base.model, scenario.base.weights)
-    sources = {name: read_source(data, seed=0) for name, data in scenario.data.items()}
+    sources = {name: read_data(data, seed=0) for name, data in scenario.data.items()}
     expansion = scenario.expand({name: source.train.classes for name, source in sources.items()})
     with Library(out / "library") as library:
         fill_library(library, base, expansion, sources, scenario, Silence())

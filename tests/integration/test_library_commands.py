@@ -10,8 +10,8 @@ def test_list_show_and_verify(finished, tmp_path, capsys):
     out, _ = finished
     assert run(["library", "list", str(out / "library"), "--json", str(tmp_path / "l.json")]) == 0
     shown = capsys.readouterr().out
-    for name in ("lib-1", "lib-2", "low", "high"):
-        assert name in shown
+    for text in ("lib-1", "lib-2", "low", "high", "held out", "own pictures"):
+        assert text in shown
     assert {entry["name"] for entry in json.loads((tmp_path / "l.json").read_text())} == {
         "lib-1",
         "lib-2",

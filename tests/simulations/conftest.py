@@ -7,13 +7,13 @@ import pytest
 
 from fedsprig_sim.result import (
     ArmRecord,
-    BaseRecord,
+    BaseSummary,
     DeviceRecord,
     Download,
     GroupKept,
     LibraryRecord,
     MaskRecord,
-    Neighbour,
+    NeighbourRecord,
     Result,
     TaskRecord,
 )
@@ -89,7 +89,7 @@ def task(name: str, rng: np.random.Generator, *, library: list[str], note: str =
         base_parameters=BASE_PARAMETERS,
         download=Download(probe=182_000, sub_network=265_000, rounds=104_000),
         neighbours=tuple(
-            Neighbour(name=n, similarity=float(s), weight=float(w))
+            NeighbourRecord(name=n, similarity=float(s), weight=float(w))
             for n, s, w in zip(library, similarity, weight, strict=True)
         ),
         masks=masks(rng),
@@ -110,7 +110,7 @@ def result() -> Result:
         seed=0,
         seconds=93.4,
         runtime="in-process",
-        base=BaseRecord(
+        base=BaseSummary(
             model="sprig20",
             weights="shipped",
             digest="9f" * 32,
@@ -125,7 +125,7 @@ def result() -> Result:
                 data="digits",
                 classes=("3", "5", "8"),
                 camera="invert" if i % 2 else "plain",
-                accuracy=0.91,
+                training_accuracy=0.91,
             )
             for i, name in enumerate(library)
         ),

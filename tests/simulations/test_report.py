@@ -68,6 +68,7 @@ def test_the_page_tells_what_the_issue_asks_for(result: Result) -> None:
         "library-1",
         "layer3.2.conv1",
         "rotate90",
+        "91.0 % on its own pictures",
         "shirts.device-2",
     ):
         assert words in page.text

@@ -49,22 +49,22 @@ def build(
         UnknownModelError: no such model; names the nearest ones.
         WeightsError: weights that are absent or do not fit, or ``num_classes`` below 1.
     """
-    source = find(name)
+    builder = find(name)
     if num_classes < 1:
         raise WeightsError(f"a classifier needs at least 1 class, not {num_classes}")
     if torch.device(device).type == "meta":
-        model = make_shapes(source.make, num_classes, image_size)
+        model = make_shapes(builder.make, num_classes, image_size)
     elif weights is None:
-        model = _seeded(source.make, num_classes, image_size)
+        model = _seeded(builder.make, num_classes, image_size)
     else:
-        state = read_weights(source.card, weights)
-        head = state.get(f"{source.card.head}.weight")
+        state = read_weights(builder.card, weights)
+        head = state.get(f"{builder.card.head}.weight")
         if head is None:
-            raise WeightsError(f"the weights {weights} have no head {source.card.head!r}")
-        model = _seeded(source.make, head.shape[0], image_size)
+            raise WeightsError(f"the weights {weights} have no head {builder.card.head!r}")
+        model = _seeded(builder.make, head.shape[0], image_size)
         load_weights(model, state, str(weights))
         if head.shape[0] != num_classes:
-            replace_head(model, source.card, num_classes)
+            replace_head(model, builder.card, num_classes)
     return install_prunable_heads(model).to(device).eval()
 
 

@@ -28,7 +28,7 @@ Make = Callable[[int, int | None], nn.Module]
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class Builder:
     """A model's card and how to build it.
 
     ``make(num_classes, image_size)`` builds it with random weights on the default device;
@@ -46,13 +46,13 @@ def _own(
     head: str,
     weights: tuple[str, ...],
     make: Make,
-) -> Source:
-    return Source(ModelCard(name, size, *pixels, head, weights), make)
+) -> Builder:
+    return Builder(ModelCard(name, size, *pixels, head, weights), make)
 
 
-OWN: Mapping[str, Source] = {
-    source.card.name: source
-    for source in (
+OWN: Mapping[str, Builder] = {
+    builder.card.name: builder
+    for builder in (
         _own(
             "cifar_resnet20",
             32,
@@ -97,8 +97,8 @@ OWN: Mapping[str, Source] = {
 }
 
 
-def find(name: str) -> Source:
-    """The source of a model.
+def find(name: str) -> Builder:
+    """How to build a model.
 
     Raises:
         UnknownModelError: no such model; names the nearest ones.
@@ -118,7 +118,7 @@ def _unknown(name: str, known: tuple[str, ...]) -> UnknownModelError:
 
 
 @lru_cache(maxsize=64)
-def _torchvision(builder: str) -> Source:
+def _torchvision(builder: str) -> Builder:
     from torchvision import models  # only where a model of it is meant: it is slow to import
 
     known = models.list_models(module=models)
@@ -139,11 +139,11 @@ def _torchvision(builder: str) -> Source:
         _last_classifier(make),
         ("imagenet",),
     )
-    return Source(card, make)
+    return Builder(card, make)
 
 
 @lru_cache(maxsize=64)
-def _timm(builder: str) -> Source:
+def _timm(builder: str) -> Builder:
     try:
         import timm
     except ImportError:
@@ -172,7 +172,7 @@ def _timm(builder: str) -> Source:
         head if isinstance(head, str) else _last_classifier(make),
         ("imagenet",),
     )
-    return Source(card, make)
+    return Builder(card, make)
 
 
 def make_shapes(make: Make, num_classes: int, image_size: int | None = None) -> nn.Module:
