@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from fedsprig.wire import Envelope
 from fedsprig.wire import device_pb2 as pb
 
 
@@ -17,7 +18,8 @@ class Ledger:
     Attributes:
         bytes: ``[down, up]`` by device and message kind.
         seconds: Computing on the device by device and message kind.
-        accuracy: By device, one figure per state: right after the cut, then after every round.
+        accuracy: By device and number of the state that it was measured on: "0" is right after the
+            cut, "1" after the first round. A device that missed a round has a gap.
         largest_update: Bytes by device.
         rounds: By device, the rounds that its update was part of.
         refusals: What was refused and why, in words.
@@ -25,7 +27,7 @@ class Ledger:
 
     bytes: dict[str, dict[str, list[int]]] = field(default_factory=dict)
     seconds: dict[str, dict[str, float]] = field(default_factory=dict)
-    accuracy: dict[str, list[float]] = field(default_factory=dict)
+    accuracy: dict[str, dict[str, float]] = field(default_factory=dict)
     largest_update: dict[str, int] = field(default_factory=dict)
     rounds: dict[str, int] = field(default_factory=dict)
     refusals: list[str] = field(default_factory=list)
@@ -51,9 +53,24 @@ class Ledger:
             kinds = self.seconds.setdefault(device, {})
             kinds[kind] = kinds.get(kind, 0.0) + seconds
 
-    def reached(self, device: str, evaluation: pb.Evaluation) -> None:
-        """Add a figure to the device's curve."""
-        self.accuracy.setdefault(device, []).append(evaluation.accuracy)
+    def exchanged(self, device: str, request: Envelope, answer: Envelope) -> None:
+        """Count the bytes of a message and of the answer to it."""
+        down, up = (len(item.body) + len(item.blob) for item in (request, answer))
+        self.sent(device, request.kind, down, up)
+
+    def reached(self, device: str, state: int, evaluation: pb.Evaluation) -> None:
+        """Note how good a state is on a device's test pictures."""
+        self.accuracy.setdefault(device, {})[str(state)] = evaluation.accuracy
+
+    def at(self, state: int) -> dict[str, float]:
+        """The figures of one state, for the devices that have one."""
+        key = str(state)
+        return {name: curve[key] for name, curve in self.accuracy.items() if key in curve}
+
+    def refused(self, device: str, reason: str) -> None:
+        """Note why a device was left out, once."""
+        if (line := f"{device}: {reason}") not in self.refusals:
+            self.refusals.append(line)
 
     def updated(self, device: str, size: int) -> None:
         """Count an update that was taken."""

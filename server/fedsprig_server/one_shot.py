@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fedsprig.masks import Budget, Mask, ScoreSet, solve
-from fedsprig.scoring import score
-from fedsprig.seeds import derive_seed
-from fedsprig.tasks import Neighbour, TaskSketch, nearest, neighbour_weights, score_mask
+from fedsprig.tasks import Neighbour, TaskSketch, nearest, neighbour_weights
+from fedsprig_server.arms import ARMS, Described
 from fedsprig_server.base import Base
 from fedsprig_server.config import SelectionConfig
 from fedsprig_server.library import Library
@@ -26,17 +25,32 @@ class Found:
 
 
 def find(
-    sketch: TaskSketch, library: Library, base: Base, selection: SelectionConfig
+    sketch: TaskSketch,
+    library: Library,
+    base: Base,
+    selection: SelectionConfig,
+    *,
+    visible: int | None = None,
 ) -> list[tuple[Found, Neighbour]]:
     """The nearest library tasks, best first, with their shares.
 
     All entries take part (at most ``MAX_NEIGHBOURS``): the temperature, not a cut-off, decides how
     far the mask listens.
 
+    Args:
+        sketch: Of the new task.
+        library: Where to look.
+        base: Whose entries.
+        selection: Similarity and temperature.
+        visible: How many entries take part, in the order in which they were added; all when not
+            given.
+
     Raises:
         LibraryError: The library has no entry for this base model.
     """
     index = library.index(base.digest)
+    if visible is not None:
+        index = index.first(visible)
     hits = nearest(sketch, index, similarity=selection.similarity, count=MAX_NEIGHBOURS)
     shares = neighbour_weights([hit.similarity for hit in hits], selection.temperature)
     entries = library.entries_named([hit.name for hit in hits])
@@ -57,14 +71,10 @@ def arm_scores(
     seed: int,
     task: str,
 ) -> ScoreSet | None:
-    """The score set of an arm; ``None`` where nothing is pruned (``full_finetune``)."""
-    if arm == "one_shot":
-        return score_mask(sketch, neighbours, temperature=selection.temperature)
-    if arm == "full_finetune":
-        return None
-    if arm == "random":
-        return score("random", base.module, base.plan, (), seed=derive_seed(seed, "random", task))
-    return score(arm, base.module, base.plan, ())
+    """The score set of an arm; ``None`` where nothing is pruned."""
+    made = ARMS[arm].scores
+    known = Described(task, sketch, neighbours, base, selection, seed)
+    return None if made is None else made(known)
 
 
 def cut(scores: ScoreSet | None, base: Base, budget: Budget, selection: SelectionConfig) -> Mask:

@@ -9,22 +9,24 @@ import numpy as np
 
 from fedsprig.graph import shrink_plan
 from fedsprig.masks import Mask, ScoreSet
+from fedsprig_server.arms import PUBLISHED
 from fedsprig_server.base import Base
+from fedsprig_server.ledger import Ledger
 from fedsprig_server.library import Entry, Library, Run
 
 
 def publish(library: Library, base: Base, task: str) -> None:
-    """Add the entry of a task whose one-shot arm is done; does nothing where that has happened.
+    """Add the entry of a task whose published arm is done; does nothing where that has happened.
 
     Raises:
         LibraryError: Another entry has the task's name.
     """
-    described, done = library.run(task), library.run(f"{task}.one_shot")
+    described, done = library.run(task), library.run(f"{task}.{PUBLISHED.name}")
     if described is None or done is None or done.phase != "done":
         return
     lineage = {
         "neighbours": described.state["neighbours"],
-        "arm": "one_shot",
+        "arm": PUBLISHED.name,
         "run": done.name,
         "adapter": done.state["adapter"],
     }
@@ -32,22 +34,24 @@ def publish(library: Library, base: Base, task: str) -> None:
         entry.name == task and entry.lineage == lineage for entry in library.entries(base.digest)
     ):
         return
-    accuracy = done.state["ledger"]["accuracy"]
+    ledger = Ledger.from_json(done.state["ledger"])
+    first, last = ledger.at(0), ledger.at(done.round)
     scores = learned_scores(library, base, described, done)
     library.add_entry(
         Entry(
             name=task,
             base=base.digest,
             plan=base.plan.digest,
-            method="one_shot",
+            method=PUBLISHED.name,
             sketch=described.state["sketch"],
             scores=library.blobs.put(scores.to_bytes()),
             masks=dict(done.state["masks"]),
             adapter=done.state["adapter"],
             metrics={
-                "accuracy_after_cut": statistics.fmean(curve[0] for curve in accuracy.values()),
-                "accuracy": statistics.fmean(curve[-1] for curve in accuracy.values()),
-                "devices": float(len(accuracy)),
+                # A round needs one good answer, and that says how good the state before it was.
+                "accuracy_after_cut": statistics.fmean(first.values()),
+                "accuracy": statistics.fmean(last.values()),
+                "devices": float(len(last)),
             },
             lineage=lineage,
             created=time.time(),
@@ -63,7 +67,7 @@ def learned_scores(library: Library, base: Base, described: Run, done: Run) -> S
     unit's new score is the mean over the devices that keep it.
     """
     prior = ScoreSet.from_bytes(
-        library.blobs.get(described.state["scores"]["one_shot"]), base.plan
+        library.blobs.get(described.state["scores"][PUBLISHED.name]), base.plan
     ).normalised()
     total = {name: np.zeros_like(values, np.float64) for name, values in prior.groups.items()}
     count = {name: np.zeros(len(values)) for name, values in prior.groups.items()}

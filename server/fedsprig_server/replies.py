@@ -125,9 +125,10 @@ def read_update(
 
     Raises:
         UpdateError: The update is stale, not finite or of other tensors.
+        MessageError: No accuracy, or one that is none.
     """
     reply = parse(pb.RoundReply, answer.body)
-    _check_evaluation(reply.evaluation)
+    _check_evaluation(reply)
     delta = decode_update(
         answer.blob,
         shapes={name: value.shape for name, value in received.items()},
@@ -142,16 +143,18 @@ def read_evaluation(answer: Envelope) -> pb.EvaluateReply:
     """The reply of an evaluation.
 
     Raises:
-        MessageError: An accuracy that is none.
+        MessageError: No accuracy, or one that is none.
     """
     reply = parse(pb.EvaluateReply, answer.body)
-    _check_evaluation(reply.evaluation)
+    _check_evaluation(reply)
     return reply
 
 
-def _check_evaluation(evaluation: pb.Evaluation) -> None:
-    if not 0 <= evaluation.accuracy <= 1:
-        raise MessageError(f"an accuracy of {evaluation.accuracy}: it lies between 0 and 1")
+def _check_evaluation(reply: pb.RoundReply | pb.EvaluateReply) -> None:
+    if not reply.HasField("evaluation"):
+        raise MessageError("the answer has no evaluation, which was asked for: update the device")
+    if not 0 <= reply.evaluation.accuracy <= 1:
+        raise MessageError(f"an accuracy of {reply.evaluation.accuracy}: it lies between 0 and 1")
 
 
 def _kept_shape(name: str, plan: GroupPlan, index: KeptIndex) -> tuple[int, ...]:

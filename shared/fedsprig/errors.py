@@ -147,6 +147,12 @@ class MessageError(FedsprigError):
     exit_code = 54
 
 
+class MissingNetworkError(MessageError):
+    """A request about a sub-network that the device does not have (any more)."""
+
+    exit_code = 55
+
+
 class ScenarioError(FedsprigError):
     """A scenario file that cannot be run."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 from fedsprig.errors import RunError
 from fedsprig.masks import Mask
@@ -87,9 +87,8 @@ def _task(
     ledgers = {arm: Ledger.from_json(run.state["ledger"]) for arm, run in arms.items()}
     probe = Ledger.from_json(described.state["ledger"])
     whole, classes = Mask.full(base.plan), len(spec.classes)
-    names = [device.name for device in spec.devices if device.name in ledgers["one_shot"].accuracy]
-    own = ledgers["one_shot"]
-    down = {name: {kind: both[0] for kind, both in own.bytes[name].items()} for name in names}
+    own, last = ledgers["one_shot"], config.rounds.count
+    names = [device.name for device in spec.devices if device.name in own.at(last)]
     return TaskRecord(
         name=spec.name,
         data=spec.data,
@@ -101,10 +100,14 @@ def _task(
                 name=device.name,
                 budget=device.budget,
                 pictures=classes * scenario.devices.images_per_class,
-                accuracy={_arm(arm): ledgers[arm].accuracy[device.name][-1] for arm in ledgers},
-                update_bytes=own.largest_update[device.name],
-                download_bytes=probe.bytes[device.name][DESCRIBE][0]
-                + sum(down[device.name].values()),
+                accuracy={
+                    _arm(arm): ledger.at(last)[device.name]
+                    for arm, ledger in ledgers.items()
+                    if device.name in ledger.at(last)
+                },
+                update_bytes=own.largest_update.get(device.name, 0),
+                download_bytes=_down(probe, device.name, DESCRIBE)
+                + _down(own, device.name, INSTALL, ROUND, EVALUATE),
                 seconds=_seconds(probe, device.name) + _seconds(own, device.name),
                 rounds=own.rounds.get(device.name, 0),
             )
@@ -115,9 +118,9 @@ def _task(
         base_macs=base.macs(whole),
         base_parameters=base.parameters(whole, num_classes=classes),
         download=Download(
-            probe=_mean(probe.bytes[name][DESCRIBE][0] for name in names),
-            sub_network=_mean(down[name][INSTALL] for name in names),
-            rounds=_mean(down[name][ROUND] + down[name][EVALUATE] for name in names),
+            probe=_mean(_down(probe, name, DESCRIBE) for name in names),
+            sub_network=_mean(_down(own, name, INSTALL) for name in names),
+            rounds=_mean(_down(own, name, ROUND, EVALUATE) for name in names),
         ),
         neighbours=tuple(
             NeighbourRecord(**near) for near in described.state["neighbours"][:SHOWN_NEIGHBOURS]
@@ -125,8 +128,8 @@ def _task(
         masks=_masks(spec, arms["one_shot"], library, base),
         arms={
             _arm(arm): ArmRecord(
-                curve=_curve(ledger, names),
-                device_seconds=statistics.fmean(ledger.seconds[name][ROUND] for name in names),
+                curve=_curve(ledger, last),
+                device_seconds=_training_seconds(ledger),
             )
             for arm, ledger in ledgers.items()
         },
@@ -135,11 +138,14 @@ def _task(
 
 
 def _masks(spec: TaskSpec, run: Run, library: Library, base: Base) -> tuple[MaskRecord, ...]:
-    """One record for every budget that the task's devices have."""
-    first = {device.budget: device.name for device in reversed(spec.devices)}
+    """One record for every budget that the task's devices have and that could be met."""
+    digests = run.state["masks"]
+    found = {
+        device.budget: digests[device.name] for device in spec.devices if device.name in digests
+    }
     records = []
-    for budget in dict.fromkeys(device.budget for device in spec.devices):
-        mask = Mask.from_bytes(library.blobs.get(run.state["masks"][first[budget]]), base.plan)
+    for budget, digest in found.items():
+        mask = Mask.from_bytes(library.blobs.get(digest), base.plan)
         records.append(
             MaskRecord.of(
                 mask,
@@ -164,11 +170,31 @@ def _arm(name: str) -> ArmName:
     return name  # type: ignore[return-value]
 
 
-def _curve(ledger: Ledger, names: Iterable[str]) -> tuple[float, ...]:
-    curves: Mapping[str, list[float]] = ledger.accuracy
-    return tuple(
-        statistics.fmean(point) for point in zip(*(curves[name] for name in names), strict=True)
+def _curve(ledger: Ledger, last: int) -> tuple[float, ...]:
+    """The mean of what devices reported of each state.
+
+    Devices that did not get to the end are left out, unless nobody else reported of a state.
+    """
+    ended = ledger.at(last)
+    points = []
+    for state in range(last + 1):
+        known = ledger.at(state)
+        shown = [value for name, value in known.items() if name in ended] or [*known.values()]
+        points.append(statistics.fmean(shown))
+    return tuple(points)
+
+
+def _training_seconds(ledger: Ledger) -> float:
+    """Of one device, mean over those whose training counted."""
+    return statistics.fmean(
+        [kinds[ROUND] for kinds in ledger.seconds.values() if ROUND in kinds] or [0.0]
     )
+
+
+def _down(ledger: Ledger, device: str, *kinds: str) -> int:
+    """Bytes that a device received in exchanges that counted."""
+    sent = ledger.bytes.get(device, {})
+    return sum(sent[kind][0] for kind in kinds if kind in sent)
 
 
 def _seconds(ledger: Ledger, device: str) -> float:

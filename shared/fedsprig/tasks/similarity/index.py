@@ -73,6 +73,17 @@ class SketchIndex:
         centre, means = _means(prototypes, starts)
         return SketchIndex(whole, probe, prototypes, starts, centre, means)
 
+    def first(self, count: int) -> SketchIndex:
+        """The index as it was when it had ``count`` entries; itself when it has no more."""
+        if count >= len(self):
+            return self
+        if count <= 0:
+            return SketchIndex.build((), ())
+        starts = self.starts[: count + 1]
+        prototypes = self.prototypes[: starts[-1]]
+        centre, means = _means(prototypes, starts)
+        return SketchIndex(self.names[:count], self.probe, prototypes, starts, centre, means)
+
     def __len__(self) -> int:
         """Number of entries."""
         return len(self.names)
