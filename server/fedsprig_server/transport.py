@@ -33,7 +33,7 @@ class Transport(Protocol):
         """The nodes that are reachable now."""
 
     def push(self, requests: Sequence[Request], *, ttl_seconds: float) -> list[str]:
-        """Send messages; their identifiers in the same order."""
+        """Send messages; their identifiers in the same order, empty for one that was not sent."""
 
     def pull(self, message_ids: Collection[str]) -> list[Reply]:
         """The answers that have arrived for these messages; each is handed out once."""

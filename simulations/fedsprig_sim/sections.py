@@ -206,7 +206,9 @@ class RoundsSection(Section):
     """How much a device of another width counts in the average, beside one of the same width."""
     deadline_seconds: Annotated[float, Field(gt=0)] = 600.0
     quorum: Fraction = 1.0
-    """Share of a task's devices whose replies close a round before its deadline."""
+    """Share of a task's devices whose good answers are enough. The others are then waited for a
+    fifth longer (at least 5 s) and left out of that round, so a quorum below 1 makes results depend
+    on speed. At 1 all are waited for, and the task fails when one is silent until the deadline."""
 
     @model_validator(mode="after")
     def _one_length(self) -> RoundsSection:
