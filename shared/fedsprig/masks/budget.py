@@ -45,24 +45,6 @@ class Budget:
         pairs = ((field.name, getattr(self, field.name)) for field in fields(self))
         return {name: value for name, value in pairs if value is not None}
 
-    def scaled(self, factor: float) -> Budget:
-        """Every limit times ``factor``; whole numbers are rounded down, ``units`` stays within 1.
-
-        Raises:
-            BudgetError: the factor is no positive number, or leaves nothing of a limit.
-        """
-        if not math.isfinite(factor) or factor <= 0:
-            raise BudgetError(f"a budget cannot be scaled by {factor}: give a number above zero")
-        scaled: dict[str, int | float] = {}
-        for name, value in self.limits().items():
-            if name == "units":
-                scaled[name] = min(1.0, value * factor)
-            else:
-                scaled[name] = (
-                    value * factor if name == "latency_ms" else math.floor(value * factor)
-                )
-        return Budget(**scaled)  # type: ignore[arg-type]  # whole numbers where the fields are whole
-
     @classmethod
     def fraction(
         cls, plan: GroupPlan, *, macs: float | None = None, parameters: float | None = None

@@ -7,7 +7,7 @@ from typing import Any
 
 from fedsprig.errors import BudgetError
 from fedsprig.graph import GroupPlan
-from fedsprig.masks import Budget, Mask, plan_macs, plan_parameters
+from fedsprig.masks import Budget
 from fedsprig.wire import device_pb2 as pb
 
 ABSOLUTE = ("weight_bytes", "macs", "peak_bytes", "latency_ms", "units")
@@ -32,16 +32,11 @@ def from_wire(message: pb.Budget, plan: GroupPlan) -> Budget:
     """The limits in absolute numbers for the base model of ``plan``.
 
     Raises:
-        BudgetError: A limit that is no positive number.
+        BudgetError: A limit that is no positive number, or a ratio above 1.
     """
     limits: dict[str, Any] = {name.name: value for name, value in message.ListFields()}
     to_wire(limits)
-    macs_ratio = limits.pop("macs_ratio", None)
-    parameters_ratio = limits.pop("parameters_ratio", None)
-    full = Mask.full(plan)
-    if macs_ratio is not None:
-        limits["macs"] = min(limits.get("macs", math.inf), int(macs_ratio * plan_macs(plan, full)))
-    if parameters_ratio is not None:
-        allowed = int(4 * parameters_ratio * plan_parameters(plan, full))
-        limits["weight_bytes"] = min(limits.get("weight_bytes", math.inf), allowed)
+    macs, parameters = (limits.pop(name, None) for name in RATIOS)
+    for name, value in Budget.fraction(plan, macs=macs, parameters=parameters).limits().items():
+        limits[name] = min(limits.get(name, math.inf), value)
     return Budget(**limits)

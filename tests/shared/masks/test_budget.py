@@ -32,13 +32,3 @@ def test_fractions_of_the_tiny_plan_by_hand(tiny_plan):
     for wrong in (0, -0.1, 1.1, float("nan")):
         with pytest.raises(BudgetError, match="fraction of macs"):
             Budget.fraction(tiny_plan, macs=wrong)
-
-
-def test_scaling():
-    budget = Budget(weight_bytes=1001, macs=10, latency_ms=3.0, units=0.6)
-    assert budget.scaled(0.5) == Budget(weight_bytes=500, macs=5, latency_ms=1.5, units=0.3)
-    assert budget.scaled(2).units == 1
-    with pytest.raises(BudgetError, match="scaled"):
-        budget.scaled(0)
-    with pytest.raises(BudgetError, match="limit macs"):
-        budget.scaled(0.01)
