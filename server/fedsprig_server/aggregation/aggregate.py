@@ -13,12 +13,7 @@ from fedsprig.adapters import is_statistic
 from fedsprig.errors import UpdateError, UpdateShapeError
 from fedsprig.graph.index import kept_axes, restrict
 from fedsprig_server.aggregation.contribution import Contribution, checked
-from fedsprig_server.aggregation.means import (
-    Statistics,
-    carried_on,
-    coordinate_mean,
-    pooled_statistics,
-)
+from fedsprig_server.aggregation.means import Statistics, coordinate_mean, pooled_statistics
 from fedsprig_server.aggregation.refactor import Part, refactor
 
 Array = NDArray[Any]
@@ -30,18 +25,13 @@ class AggregationReport:
     """What went into an aggregation beside the new values.
 
     Attributes:
-        devices: Who contributed, sorted.
-        weight: Sum of their weights.
-        coverage: By tensor, the share of its coordinates that at least one device has.
         truncation: By layer (module path), the relative error of the refactored product: 0 where
             the rank holds the mean of the products exactly. Empty when A is fixed.
         statistics: stratum -> name -> array at that stratum's width, in place of a full-width
-            value: statistics of different masks are statistics of different activations.
+            value: statistics of different masks are statistics of different activations. Strata
+            that sent none are absent.
     """
 
-    devices: tuple[str, ...]
-    weight: float
-    coverage: dict[str, float]
     truncation: dict[str, float]
     statistics: dict[str, Statistics]
 
@@ -51,7 +41,6 @@ def aggregate(
     contributions: Sequence[Contribution],
     *,
     a: Literal["fixed", "refactored"] = "fixed",
-    statistics: Mapping[str, Mapping[str, Array]] | None = None,
 ) -> tuple[dict[str, Array], AggregationReport]:
     """Join the devices' adapters into one.
 
@@ -66,7 +55,6 @@ def aggregate(
         contributions: From the devices; none leaves everything as it is.
         a: ``"fixed"``: A is the same everywhere, B is averaged, and so the product is exact.
             ``"refactored"``: A is trained too, products are averaged and factored again.
-        statistics: Statistics by stratum until now; strata without a device this time keep theirs.
 
     Returns:
         The new adapter, full coordinates, same names and dtypes; and the report.
@@ -88,18 +76,10 @@ def aggregate(
                 truncation[module.rstrip(".")] = error
     else:
         _check_fixed(values, items)
-    coverage = {}
     for name, value in values.items():
-        mean, coverage[name] = coordinate_mean(name, value, items)
         if not (a == "refactored" and _is_factor(name)):
-            result[name] = mean
-    return result, AggregationReport(
-        devices=tuple(item.device for item in items),
-        weight=float(sum(item.weight for item in items)),
-        coverage=coverage,
-        truncation=truncation,
-        statistics=carried_on(statistics, pooled_statistics(items)),
-    )
+            result[name] = coordinate_mean(name, value, items)
+    return result, AggregationReport(truncation, pooled_statistics(items))
 
 
 def _is_factor(name: str) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from types import EllipsisType
 from typing import Any
 
@@ -19,9 +19,7 @@ Statistics = dict[str, Array]
 Selection = tuple[NDArray[np.int64], ...] | EllipsisType
 
 
-def coordinate_mean(
-    name: str, current: Array, contributions: Iterable[Contribution]
-) -> tuple[Array, float]:
+def coordinate_mean(name: str, current: Array, contributions: Iterable[Contribution]) -> Array:
     """Weighted mean of every coordinate over the devices that have it.
 
     The mean runs, ``m += (w / W) (v - m)`` in float64 (West 1979, "Updating mean and variance
@@ -34,7 +32,7 @@ def coordinate_mean(
         contributions: Checked, in a fixed order.
 
     Returns:
-        The new full value, and the share of coordinates that somebody has.
+        The new full value.
     """
     mean = np.zeros(current.shape)
     total = np.zeros(current.shape)
@@ -48,8 +46,7 @@ def coordinate_mean(
         mean[where] = before + (value - before) * (item.weight / after)
         total[where] = after
     covered = total > 0
-    share = float(covered.mean()) if covered.size else 0.0
-    return np.where(covered, mean, current).astype(current.dtype), share
+    return np.where(covered, mean, current).astype(current.dtype)
 
 
 def selection(name: str, shape: tuple[int, ...], item: Contribution) -> Selection:
@@ -118,13 +115,3 @@ def _variance(parts: Sequence[tuple[float, Array]]) -> NDArray[np.float64]:
         mean = mean + off * (weight / total)
         squares = squares + weight * off * (value - mean)
     return np.maximum(squares / total, 0.0)
-
-
-def carried_on(
-    previous: Mapping[str, Mapping[str, Array]] | None, new: Mapping[str, Statistics]
-) -> dict[str, Statistics]:
-    """The new statistics over those of strata (or tensors) that sent none this time."""
-    result = {stratum: dict(values) for stratum, values in (previous or {}).items()}
-    for stratum, values in new.items():
-        result[stratum] = {**result.get(stratum, {}), **values}
-    return result
