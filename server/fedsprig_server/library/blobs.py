@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 from fedsprig.artifacts.digest import digest
-from fedsprig.artifacts.files import read_bytes, write_bytes
+from fedsprig.artifacts.files import read_bytes, sync_folder, write_bytes
 from fedsprig.errors import ArtifactError, DigestMismatchError, LibraryError
 
 MAX_BYTES: Final = 2 << 30
@@ -48,7 +47,7 @@ class BlobStore:
         path = self._path(name)
         if self._intact(name):
             # Another process may have renamed the file but not yet synced the folder.
-            _sync(path.parent)
+            sync_folder(path.parent)
             return name
         try:
             _make_folder(path.parent)
@@ -111,12 +110,4 @@ def _make_folder(folder: Path) -> None:
     if folder.is_dir():
         return
     folder.mkdir(parents=True, exist_ok=True)
-    _sync(folder.parent)
-
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    sync_folder(folder.parent)

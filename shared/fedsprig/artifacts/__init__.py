@@ -1,6 +1,6 @@
 """Artefacts: the container for arrays, durable files, digests. Nothing in here ever unpickles."""
 
-from fedsprig.artifacts.container import DEFAULT, Limits, pack, read_file, unpack, write_file
+from fedsprig.artifacts.container import DEFAULT, Limits, pack, read_file, unpack
 from fedsprig.artifacts.digest import digest, state_digest
 from fedsprig.artifacts.files import read_bytes, write_bytes
 
@@ -14,5 +14,4 @@ __all__ = [
     "state_digest",
     "unpack",
     "write_bytes",
-    "write_file",
 ]

@@ -23,7 +23,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsprig.artifacts.files import read_bytes, write_bytes
+from fedsprig.artifacts.files import read_bytes
 from fedsprig.errors import ArtifactError, LimitError, TruncatedArtifactError
 
 Array = NDArray[Any]
@@ -141,13 +141,6 @@ def unpack(
     )
     _check_cover(entries, len(body))
     return {entry.name: entry.load(body) for entry in entries}, metadata
-
-
-def write_file(
-    path: str | Path, arrays: Mapping[str, Array], metadata: Mapping[str, str] | None = None
-) -> None:
-    """Pack into a file, durably and all at once: a reader sees the old file or the new one."""
-    write_bytes(path, pack(arrays, metadata))
 
 
 def read_file(

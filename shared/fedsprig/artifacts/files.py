@@ -37,7 +37,7 @@ def write_bytes(path: str | Path, data: bytes | bytearray | memoryview) -> None:
         # After the rename it is gone already; after any failure nothing may be left behind.
         with contextlib.suppress(OSError):
             temporary.unlink()
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
 def read_bytes(path: str | Path, *, max_bytes: int) -> bytes:
@@ -64,7 +64,7 @@ def read_bytes(path: str | Path, *, max_bytes: int) -> bytes:
         raise ArtifactError(f"cannot read {path}: {reason}; check the path") from error
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Make a rename durable; systems that cannot open a folder (Windows) do so on their own."""
     try:
         handle = os.open(folder, os.O_RDONLY)

@@ -121,68 +121,9 @@ def restrict(state: Mapping[str, Value], index: KeptIndex) -> dict[str, Value]:
     return small
 
 
-def expand(
-    state: Mapping[str, Value],
-    index: KeptIndex,
-    shapes: Mapping[str, tuple[int, ...]],
-    fill: float = 0,
-) -> dict[str, Value]:
-    """What a mask kept -> full tensors with ``fill`` in the gaps; undoes :func:`restrict`.
-
-    Args:
-        state: name -> array or tensor at the sub-network's width.
-        index: from :func:`kept_index`.
-        shapes: full shapes of the base model (``plan.shapes``); an adapter tensor's full shape
-            follows from its owner's when it is not listed itself.
-        fill: the value of positions that the sub-network does not have.
-
-    Raises:
-        PlanError: a tensor whose full shape is unknown, or that is not of the sub-network's width.
-    """
-    full: dict[str, Value] = {}
-    for name, value in state.items():
-        kept = kept_axes(name, index)
-        if not kept:
-            full[name] = value
-            continue
-        shape = _full_shape(name, tuple(value.shape), shapes)
-        expected = tuple(len(kept[a]) if a in kept else size for a, size in enumerate(shape))
-        if tuple(value.shape) != expected:
-            raise PlanError(f"{name} has shape {tuple(value.shape)}, the mask leaves {expected}")
-        full[name] = _put(value, kept, shape, fill)
-    return full
-
-
-def _full_shape(
-    name: str, small: tuple[int, ...], shapes: Mapping[str, tuple[int, ...]]
-) -> tuple[int, ...]:
-    if name in shapes:
-        return tuple(shapes[name])
-    owner, axes = follow(name)
-    if owner not in shapes or not axes:
-        raise PlanError(f"the full shape of {name} is not known: pass it in shapes")
-    sizes = list(small)
-    for axis, source in axes.items():
-        sizes[axis] = shapes[owner][source]
-    return tuple(sizes)
-
-
 def _take(value: Any, axis: int, kept: Kept) -> Any:
     if isinstance(value, np.ndarray):
         return np.take(value, kept, axis=axis)
     import torch
 
     return value.index_select(axis, torch.from_numpy(kept).to(value.device))
-
-
-def _put(value: Any, kept: Mapping[int, Kept], shape: tuple[int, ...], fill: float) -> Any:
-    grid = tuple(kept[axis] if axis in kept else np.arange(size) for axis, size in enumerate(shape))
-    if isinstance(value, np.ndarray):
-        full = np.full(shape, fill, dtype=value.dtype)
-        full[np.ix_(*grid)] = value
-        return full
-    import torch
-
-    out = torch.full(shape, fill, dtype=value.dtype, device=value.device)
-    out[tuple(torch.from_numpy(part).to(value.device) for part in np.ix_(*grid))] = value
-    return out

@@ -6,7 +6,7 @@ Needs no torch until a model is run or scores are combined.
 from fedsprig.tasks.prototype_head import class_means, projected_variance, prototype_head
 from fedsprig.tasks.score_mask import Neighbour, neighbour_weights, score_mask
 from fedsprig.tasks.similarity import SIMILARITIES, Hit, Similarity, SketchIndex, nearest
-from fedsprig.tasks.sketch import probe_digest, sketch
+from fedsprig.tasks.sketch import sketch
 from fedsprig.tasks.task_sketch import TaskSketch
 
 __all__ = [
@@ -19,7 +19,6 @@ __all__ = [
     "class_means",
     "nearest",
     "neighbour_weights",
-    "probe_digest",
     "projected_variance",
     "prototype_head",
     "score_mask",

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsprig.artifacts.digest import digest, state_digest
 from fedsprig.errors import LabelRangeError, SketchError
 from fedsprig.graph.plan import GroupPlan, Tap
 from fedsprig.tasks.task_sketch import TaskSketch
@@ -28,9 +27,9 @@ def sketch(
     labels: Tensor,
     classes: Sequence[str],
     *,
+    probe: str,
     noise: float = 0.0,
     rng: np.random.Generator | None = None,
-    probe: str | None = None,
 ) -> TaskSketch:
     """Describe labelled pictures by the features that a probe gives them.
 
@@ -41,13 +40,12 @@ def sketch(
         images: Preprocessed pictures, float ``[n, 3, height, width]``, on any device.
         labels: int64 ``[n]``, from 0 to ``len(classes) - 1``.
         classes: A name by class; empty texts keep the names private.
+        probe: Digest that names the probe, as the server gives it.
         noise: Standard deviation of Gaussian noise on every coordinate of a prototype and of the
             fingerprint, in units of the root mean square of what it is added to. It blurs what a
             class of few pictures gives away; it is no proof of differential privacy, since features
             are not clipped. Counts stay exact. 0 adds none.
         rng: Where the noise is drawn from; needed when ``noise`` is not 0.
-        probe: Digest that names the probe where the server gave one; else computed from the weights
-            and the size of the pictures (:func:`probe_digest`).
 
     Raises:
         SketchError: No pictures, no such head, features that are no finite ``[n, features]``, or
@@ -65,28 +63,12 @@ def sketch(
         prototypes[present] = _blurred(prototypes[present], noise, rng)
         fingerprint = np.maximum(_blurred(fingerprint, noise, rng), 0.0)
     return TaskSketch(
-        probe=probe_digest(model, head, tuple(images.shape[1:])) if probe is None else probe,
+        probe=probe,
         prototypes=prototypes.astype(np.float32),
         counts=counts,
         classes=tuple(classes),
         fingerprint=fingerprint.astype(np.float32),
     )
-
-
-def probe_digest(model: nn.Module, head: str, picture: tuple[int, ...]) -> str:
-    """Digest of everything that decides the features: weights before the head, picture size.
-
-    Args:
-        model: The probe.
-        head: Its classifier, whose own weights do not matter.
-        picture: ``(3, height, width)``.
-    """
-    state = {
-        name: value.detach().cpu().numpy()
-        for name, value in model.state_dict().items()
-        if not name.startswith(f"{head}.") and not name.endswith("num_batches_tracked")
-    }
-    return digest(f"{head}\n{picture}\n{state_digest(state)}".encode())
 
 
 def _check_labels(images: Tensor, labels: Tensor, classes: int) -> None:
@@ -213,4 +195,4 @@ def _module(model: nn.Module, path: str) -> nn.Module:
         ) from None
 
 
-__all__ = ["TaskSketch", "probe_digest", "sketch"]
+__all__ = ["TaskSketch", "sketch"]

@@ -24,7 +24,6 @@ from fedsprig.errors import RunError
 BUNDLE = Path(__file__).parent.parent / "flower_app"
 START_SECONDS = 60
 STOP_SECONDS = 20
-LOG_LINES = 20
 
 
 def run_ray(*, fleet: Path, devices: int, server_config: Path, workers: int) -> None:

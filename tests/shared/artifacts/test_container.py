@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from fedsprig.artifacts import Limits, pack, read_file, unpack, write_file
+from fedsprig.artifacts import Limits, pack, read_file, unpack, write_bytes
 from fedsprig.artifacts.container import DTYPES
 from fedsprig.errors import ArtifactError, LimitError, TruncatedArtifactError
 
@@ -152,7 +152,7 @@ def test_header_is_ordinary_json():
 def test_files(tmp_path):
     path = tmp_path / "made" / "a.safetensors"
     content = {"a": np.arange(3, dtype=np.int32)}
-    write_file(path, content, {"k": "v"})
+    write_bytes(path, pack(content, {"k": "v"}))
     found, text = read_file(path)
     same(content, found)
     assert text == {"k": "v"}

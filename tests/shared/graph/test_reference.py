@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from fedsprig.adapters import attach
 from fedsprig.errors import PlanError
-from fedsprig.graph import apply_mask, expand, kept_axes, kept_index, materialize, restrict
+from fedsprig.graph import apply_mask, kept_axes, kept_index, materialize, restrict
 from fedsprig.graph.reference import effective_state
 
 
@@ -137,7 +137,7 @@ def test_a_head_of_another_width_is_welcome(padded, make_mask):
     assert float((found - expected).abs().max()) <= 1e-5 * float(expected.abs().max())
 
 
-def test_the_cut_state_expands_to_the_masked_one(padded, make_mask):
+def test_the_masked_state_is_the_cut_one_and_zeros(padded, make_mask):
     mask = make_mask(padded.plan, 5)
     index = kept_index(padded.plan, mask)
     small = {
@@ -145,5 +145,8 @@ def test_the_cut_state_expands_to_the_masked_one(padded, make_mask):
         for n, p in materialize(padded.model, padded.plan, mask).named_parameters()
     }
     masked = effective_state(apply_mask(padded.model, padded.plan, mask))
-    for name, value in expand(small, index, padded.plan.shapes).items():
-        assert np.array_equal(value, masked[name].numpy()), name
+    for name, value in small.items():
+        whole = masked[name].numpy()
+        assert np.array_equal(restrict({name: whole}, index)[name], value), name
+        for axis, kept in kept_axes(name, index).items():
+            assert not np.delete(whole, kept, axis).any(), name

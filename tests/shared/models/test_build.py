@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from fedsprig.artifacts import write_file
+from fedsprig.artifacts import pack, write_bytes
 from fedsprig.errors import ArtifactError, UnknownModelError, WeightsError
 from fedsprig.models import ModelCard, build, describe, names, replace_head
 
@@ -146,7 +146,7 @@ def test_weights_from_a_file(tmp_path):
     with torch.no_grad():
         for parameter in source.parameters():
             parameter.add_(0.5)
-    write_file(path, arrays(source))
+    write_bytes(path, pack(arrays(source)))
     loaded = build("cifar_resnet20", num_classes=4, weights=path)
     for name, value in source.state_dict().items():
         assert torch.equal(value, loaded.state_dict()[name]), name
@@ -155,7 +155,7 @@ def test_weights_from_a_file(tmp_path):
 def test_weights_with_another_head_get_a_fresh_one(tmp_path):
     path = tmp_path / "net.safetensors"
     source = build("cifar_resnet20", num_classes=4)
-    write_file(path, arrays(source))
+    write_bytes(path, pack(arrays(source)))
     first = build("cifar_resnet20", num_classes=6, weights=str(path))
     second = build("cifar_resnet20", num_classes=6, weights=str(path))
     assert first.linear.weight.shape == (6, 64)
@@ -168,7 +168,7 @@ def test_counters_may_be_absent_but_nothing_else(tmp_path):
     state = arrays(build("cifar_resnet20", num_classes=4))
     path = tmp_path / "net.safetensors"
     few = {n: v for n, v in state.items() if not n.endswith("num_batches_tracked")}
-    write_file(path, few)
+    write_bytes(path, pack(few))
     build("cifar_resnet20", num_classes=4, weights=path)
     cases = {
         "lack bn1.bias": {n: v for n, v in few.items() if n != "bn1.bias"},
@@ -177,7 +177,7 @@ def test_counters_may_be_absent_but_nothing_else(tmp_path):
         "have no head": {n: v for n, v in few.items() if n != "linear.weight"},
     }
     for message, bad in cases.items():
-        write_file(path, bad)
+        write_bytes(path, pack(bad))
         with pytest.raises(WeightsError, match=message):
             build("cifar_resnet20", num_classes=4, weights=path)
 
