@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from fedsprig.errors import RunError
 from fedsprig.masks import Mask
+from fedsprig.masks.costs import BYTES_PER_PARAMETER
 from fedsprig.wire import DESCRIBE, EVALUATE, INSTALL, ROUND
 from fedsprig_server.base import Base
 from fedsprig_server.config import ServerConfig
@@ -60,7 +61,7 @@ def gather_result(
             digest=base.digest,
             parameters=parameters,
             macs=base.macs(whole),
-            bytes=4 * parameters,
+            bytes=BYTES_PER_PARAMETER * parameters,
             units=base.plan.units,
         ),
         library=tuple(
@@ -114,7 +115,7 @@ def _task(
             for device in spec.devices
             if device.name in names
         ),
-        base_bytes=4 * base.parameters(whole, num_classes=classes),
+        base_bytes=BYTES_PER_PARAMETER * base.parameters(whole, num_classes=classes),
         base_macs=base.macs(whole),
         base_parameters=base.parameters(whole, num_classes=classes),
         download=Download(

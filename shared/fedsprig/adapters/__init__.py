@@ -7,7 +7,6 @@ from fedsprig.adapters.state import (
     adapter_state,
     is_statistic,
     load_adapter_state,
-    trainable_parameters,
 )
 
 __all__ = [
@@ -23,5 +22,4 @@ __all__ = [
     "is_statistic",
     "load_adapter_state",
     "merge",
-    "trainable_parameters",
 ]

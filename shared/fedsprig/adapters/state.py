@@ -21,11 +21,6 @@ def is_statistic(name: str) -> bool:
     return name.rpartition(".")[2] in _STATISTICS
 
 
-def trainable_parameters(model: nn.Module) -> tuple[nn.Parameter, ...]:
-    """Return the parameters that train, in the order of the model."""
-    return tuple(parameter for parameter in model.parameters() if parameter.requires_grad)
-
-
 def adapter_state(model: nn.Module) -> dict[str, Tensor]:
     """Return all that an attached model has learnt: what trains, and the normalisation statistics.
 

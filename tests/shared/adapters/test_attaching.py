@@ -16,7 +16,6 @@ from fedsprig.adapters import (
     attach_report,
     load_adapter_state,
     merge,
-    trainable_parameters,
 )
 from fedsprig.errors import AdapterError, UnknownNameError
 from fedsprig.graph import apply_mask
@@ -47,9 +46,6 @@ def test_what_trains(net, train_a):
     if train_a:
         expected |= {f"{name}.adapter_a" for name in ADAPTED}
     assert trains(net) == expected
-    assert {id(p) for p in trainable_parameters(net)} == {
-        id(p) for name, p in net.named_parameters() if name in expected
-    }
     assert attach_report(net) == ()
     assert type(net.head) is nn.Linear
 
@@ -98,9 +94,8 @@ def test_training_moves_what_trains_and_nothing_else(net, pictures):
 
 def steps(model, pictures, count=3):
     model.train()
-    optimiser = torch.optim.SGD(
-        trainable_parameters(model), lr=0.1, momentum=0.9, weight_decay=0.01
-    )
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimiser = torch.optim.SGD(trained, lr=0.1, momentum=0.9, weight_decay=0.01)
     for _ in range(count):
         optimiser.zero_grad()
         model(pictures).square().sum().backward()
