@@ -13,7 +13,7 @@ import numpy as np
 from fedsprig.errors import ScenarioError
 from fedsprig.seeds import derive_seed
 from fedsprig_sim.sections import DrawSection, LabelRange, TaskSection
-from fedsprig_sim.spelling import unknown
+from fedsprig.spelling import unknown
 
 if TYPE_CHECKING:
     from fedsprig_sim.scenario import Scenario
