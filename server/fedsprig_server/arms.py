@@ -82,8 +82,7 @@ ARMS: Final[Mapping[str, Arm]] = MappingProxyType(
             Arm(name="one_shot", scores=_one_shot, publishes=True),
             Arm(name="magnitude", scores=_magnitude),
             Arm(name="random", scores=_random),
-            # The comparison that pays for everything: all weights train and travel. Eight bits are
-            # too few for changes of all weights, and it wants a smaller learning rate.
+            # The comparison that pays for everything: all weights train and travel, at 16 bits.
             Arm(
                 name="full_finetune",
                 scores=None,

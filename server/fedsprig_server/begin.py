@@ -60,21 +60,15 @@ def begin_arm(
             masks[device] = found
     if not masks:
         raise next(iter(here.left_out.values()))
-    row = Run(
-        arm_name(here.task, arm.name),
-        "training",
-        0,
-        {
-            "arm": arm.name,
-            "task": here.task,
-            "limits": {device: dict(here.members[device].limits) for device in masks},
-        },
-        {
-            "masks": masks,
-            "ledger": Ledger().to_json(),
-            "server_seconds": time.perf_counter() - started,
-        },
-    )
+    name = arm_name(here.task, arm.name)
+    limits = {device: dict(here.members[device].limits) for device in masks}
+    spec = {"arm": arm.name, "task": here.task, "limits": limits}
+    before = library.run(name)
+    if before is not None and before.spec == spec and before.state["masks"] == masks:
+        return before
+    seconds = time.perf_counter() - started
+    state = {"masks": masks, "ledger": Ledger().to_json(), "server_seconds": seconds}
+    row = Run(name, "training", 0, spec, state)
     library.save_run(row)
     return row
 
