@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,15 +13,19 @@ from numpy.typing import NDArray
 from fedsprig.adapters import is_statistic
 from fedsprig.artifacts import unpack
 from fedsprig.errors import MessageError, NonFiniteUpdateError
-from fedsprig.graph import GroupPlan, KeptIndex, kept_axes
+from fedsprig.graph import GroupPlan, KeptIndex, kept_axes, shrink_plan
+from fedsprig.masks import Mask, ScoreSet
 from fedsprig.tasks import TaskSketch, prototype_head
 from fedsprig.updates import decode_update
 from fedsprig.wire import Envelope, parse
 from fedsprig.wire import device_pb2 as pb
 from fedsprig_server.base import Base
+from fedsprig_server.lobby import MAX_PICTURES
 
 Array = NDArray[Any]
 STATISTICS = "statistics/"
+LARGEST = 1e30
+"""Magnitude of any number that a device may send: what is made of it stays a finite float32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +53,7 @@ def read_installed(
 
     Raises:
         MessageError: Arrays that are missing, unknown or of other shapes.
-        NonFiniteUpdateError: NaN or an infinity in them.
+        NonFiniteUpdateError: Numbers that are not finite, or are too large to count with.
     """
     reply = parse(pb.InstallReply, answer.body)
     arrays, _ = unpack(answer.blob)
@@ -62,18 +66,16 @@ def read_installed(
     expected |= {"prototypes": (num_classes, features), "counts": (num_classes,)}
     if {name: value.shape for name, value in arrays.items()} != expected:
         raise MessageError("the answer does not fit the network that was sent: install it again")
-    counts = arrays["counts"]
-    if counts.dtype != np.int64 or counts.min() < 0 or not 0 < counts.sum() < 1 << 40:
+    if not _are_counts(arrays["counts"]):
         raise MessageError("the counts of pictures are no counts: the device must send its own")
-    floats = [value for name, value in arrays.items() if name != "counts"]
-    finite = all(value.dtype.kind == "f" and np.isfinite(value).all() for value in floats)
-    if not finite or not (
-        math.isfinite(reply.projected_variance) and reply.projected_variance >= 0
-    ):
-        raise NonFiniteUpdateError("class means or statistics are not finite: check the pictures")
+    _check_floats(value for name, value in arrays.items() if name != "counts")
+    if not 0 <= reply.projected_variance <= LARGEST:
+        raise NonFiniteUpdateError("the spread of the features is none: check the pictures")
+    if any((arrays[name] < 0).any() for name in arrays if name.endswith("running_var")):
+        raise MessageError("a variance is negative: the device must measure its statistics anew")
     return Installed(
         means=arrays["prototypes"],
-        counts=counts,
+        counts=arrays["counts"],
         variance=reply.projected_variance,
         statistics={
             name.removeprefix(STATISTICS): value
@@ -104,18 +106,37 @@ def head_from_means(base: Base, replies: Sequence[Installed]) -> dict[str, Array
 
 
 def read_sketch(
-    answer: Envelope, *, classes: tuple[str, ...], probe: str
+    answer: Envelope, *, classes: tuple[str, ...], probe: str, plan: GroupPlan
 ) -> tuple[TaskSketch, float]:
     """The sketch of an answer to ``DESCRIBE``, and the seconds that it took.
 
+    Args:
+        answer: From a device.
+        classes: What the device said that it has.
+        probe: Digest of the package that was sent.
+        plan: Of the network in it; see :func:`plan_of`.
+
     Raises:
-        MessageError: A sketch of other classes than the device said it has, or of another probe.
+        MessageError: A sketch of other classes, of another probe, of another number of features or
+            units than it has, or of counts that cannot be.
+        NonFiniteUpdateError: Numbers that are not finite, or are too large to count with.
     """
     seconds = parse(pb.DescribeReply, answer.body).seconds
     sketch = TaskSketch.from_bytes(answer.blob)
     if sketch.classes != classes or sketch.probe != probe:
         raise MessageError("the sketch is of other classes or another probe: describe it again")
+    features = plan.shapes[f"{plan.head}.weight"][1]
+    if (sketch.prototypes.shape[1], sketch.fingerprint.size) != (features, plan.units):
+        raise MessageError("the sketch does not fit the probe that was sent: describe it again")
+    if not _are_counts(sketch.counts):
+        raise MessageError("the counts of pictures are no counts: the device must send its own")
+    _check_floats((sketch.prototypes, sketch.fingerprint))
     return sketch, seconds
+
+
+def plan_of(package: bytes, plan: GroupPlan) -> GroupPlan:
+    """The plan of the sub-network in a package that was cut from the network of ``plan``."""
+    return shrink_plan(plan, Mask.from_bytes(parse(pb.SubNetwork, package).mask, plan))
 
 
 def read_update(
@@ -124,7 +145,7 @@ def read_update(
     """The reply of a round and the adapter that it leads to: what was received plus the change.
 
     Raises:
-        UpdateError: The update is stale, not finite or of other tensors.
+        UpdateError: The update is stale, not finite, too large to count with or of other tensors.
         MessageError: No accuracy, or one that is none.
     """
     reply = parse(pb.RoundReply, answer.body)
@@ -136,17 +157,28 @@ def read_update(
     )
     if not math.isfinite(reply.loss):
         raise NonFiniteUpdateError("the training loss is not finite: lower the learning rate")
+    _check_floats(delta.values())
     return reply, {name: received[name] + change for name, change in delta.items()}
 
 
-def read_evaluation(answer: Envelope) -> pb.EvaluateReply:
+def read_evaluation(answer: Envelope, plan: GroupPlan | None = None) -> pb.EvaluateReply:
     """The reply of an evaluation.
+
+    Args:
+        answer: From a device.
+        plan: Of its network, where its units' scores were asked for too.
 
     Raises:
         MessageError: No accuracy, or one that is none.
+        ArtifactError: The blob holds no scores.
+        PlanError: Scores of other units.
+        ScoreError: Scores that are not finite.
+        NonFiniteUpdateError: Scores that are too large to count with.
     """
     reply = parse(pb.EvaluateReply, answer.body)
     _check_evaluation(reply)
+    if plan is not None:
+        _check_floats((ScoreSet.from_bytes(answer.blob, plan).flat,))
     return reply
 
 
@@ -155,6 +187,25 @@ def _check_evaluation(reply: pb.RoundReply | pb.EvaluateReply) -> None:
         raise MessageError("the answer has no evaluation, which was asked for: update the device")
     if not 0 <= reply.evaluation.accuracy <= 1:
         raise MessageError(f"an accuracy of {reply.evaluation.accuracy}: it lies between 0 and 1")
+
+
+def _are_counts(counts: Array) -> bool:
+    # Each one is bounded first: a sum of large ones overflows to a small one.
+    return (
+        counts.dtype == np.int64
+        and bool(((counts >= 0) & (counts <= MAX_PICTURES)).all())
+        and bool(counts.any())
+    )
+
+
+def _check_floats(arrays: Iterable[Array]) -> None:
+    for value in arrays:
+        # Comparisons with NaN are false.
+        if value.dtype.kind != "f" or not (np.abs(value) <= LARGEST).all():
+            raise NonFiniteUpdateError(
+                "numbers that are not finite, or too large: check the pictures, lower the learning "
+                "rate"
+            )
 
 
 def _kept_shape(name: str, plan: GroupPlan, index: KeptIndex) -> tuple[int, ...]:

@@ -14,7 +14,6 @@ import numpy as np
 
 from fedsprig.artifacts.digest import digest
 from fedsprig.graph import shrink_plan
-from fedsprig.masks import ScoreSet
 from fedsprig.tasks import TaskSketch
 from fedsprig.wire import DESCRIBE, EVALUATE, INSTALL, ROUND, Envelope
 from fedsprig.wire import device_pb2 as pb
@@ -31,6 +30,7 @@ from fedsprig_server.networks import Networks
 from fedsprig_server.one_shot import arm_scores, find
 from fedsprig_server.replies import (
     Installed,
+    plan_of,
     read_evaluation,
     read_sketch,
     read_update,
@@ -89,13 +89,18 @@ class Specialisation:
     def _describe(self) -> Generator[Ask, list[Answer], Run]:
         """Collect the devices' sketches, merge them and find the neighbours."""
         ledger = Ledger()
-        probe = digest(self._probe)
+        probe, probe_plan = digest(self._probe), plan_of(self._probe, self._base.plan)
         wanted = pb.DescribeRequest(probe=probe, noise=self._config.sketch_noise)
         message = Envelope(DESCRIBE, wanted.SerializeToString(), self._probe)
         answers = yield from self._here.ask(
             dict.fromkeys(self._here.members, message),
             ledger,
-            lambda _, answer: read_sketch(answer, classes=self._here.classes, probe=probe),
+            lambda _, answer: read_sketch(
+                answer,
+                classes=self._here.classes,
+                probe=probe,
+                plan=probe_plan,
+            ),
         )
         sketches = []
         for device, (sketch, seconds) in answers.items():
@@ -272,9 +277,8 @@ class Specialisation:
             messages[device] = Envelope(EVALUATE, wanted.SerializeToString(), blob)
 
         def read(device: str, answer: Envelope) -> tuple[pb.EvaluateReply, bytes]:
-            if scorer:
-                ScoreSet.from_bytes(answer.blob, shrink_plan(self._base.plan, cuts[device].mask))
-            return read_evaluation(answer), answer.blob
+            plan = shrink_plan(self._base.plan, cuts[device].mask) if scorer else None
+            return read_evaluation(answer, plan), answer.blob
 
         answers = yield from self._here.ask(messages, ledger, read, networks)
         scores = {}
