@@ -12,8 +12,8 @@ import numpy as np
 
 from fedsprig.errors import ScenarioError
 from fedsprig.seeds import derive_seed
-from fedsprig_sim.sections import DrawSection, LabelRange, TaskSection
 from fedsprig.spelling import unknown
+from fedsprig_sim.sections import DrawSection, LabelRange, TaskSection
 
 if TYPE_CHECKING:
     from fedsprig_sim.scenario import Scenario
