@@ -39,6 +39,8 @@ COMMANDS: dict[str, Command] = {
     "doctor": Command("fedsprig.cli:doctor", "Show what is installed and what is amiss."),
 }
 
+INTERRUPTED = 130
+
 doctor = typer.Typer(add_completion=False)
 
 
@@ -104,6 +106,8 @@ def run(args: Sequence[str]) -> int:
         if package.startswith("fedsprig"):
             raise
         return _fail(f"{package} is not installed: pip install 'fedsprig[sim]'", 1)
+    if code == INTERRUPTED:  # typer has turned Ctrl-C into this
+        return _fail("interrupted: a run goes on with the same command and --resume", INTERRUPTED)
     return code if isinstance(code, int) else 0
 
 

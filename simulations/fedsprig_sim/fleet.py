@@ -136,9 +136,10 @@ def _deal(
         if (spec.data, name) in shared:
             owned = owned[half::2]
         if len(owned) < parts * each:
+            key = "devices" if half else "library"
             raise ScenarioError(
-                f"task {spec.name}: class {name!r} has {len(owned)} pictures for this side, "
-                f"{parts} x {each} are wanted: lower images_per_class or per_task"
+                f"task {spec.name}: class {name!r} has {len(owned)} training pictures for the "
+                f"{key}, {parts} x {each} are wanted: lower {key}.images_per_class"
             )
         drawn = np.random.default_rng(derive_seed(spec.seed, "deal", name)).permutation(owned)
         for part in range(parts):

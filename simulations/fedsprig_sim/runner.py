@@ -20,12 +20,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from fedsprig.errors import RunError
+from fedsprig.errors import InfeasibleBudgetError, RunError
+from fedsprig.scoring import score
 from fedsprig.subnetwork import AdapterConfig
+from fedsprig.wire.budgets import from_wire, to_wire
 from fedsprig_server.base import Base
 from fedsprig_server.config import RoundsConfig, SelectionConfig, ServerConfig
 from fedsprig_server.library import Library
 from fedsprig_server.library_build import BuildConfig, build_library
+from fedsprig_server.one_shot import cut
 from fedsprig_sim.expand import Expansion
 from fedsprig_sim.fleet import SplitPictures, library_tasks, read_data, write_fleet
 from fedsprig_sim.gather import gather_result
@@ -65,6 +68,7 @@ def run_scenario(
     base = Base.load(
         scenario.base.model, scenario.base.weights, image_size=scenario.base.image_size
     )
+    check_budgets(scenario, base)
     sources = _read(scenario, base, progress)
     expansion = scenario.expand({name: source.train.classes for name, source in sources.items()})
     devices = write_fleet(expansion, sources, scenario, out / "fleet")
@@ -86,6 +90,21 @@ def run_scenario(
         )
     result.write(out / RESULT)
     return result
+
+
+def check_budgets(scenario: Scenario, base: Base) -> None:
+    """Find a budget that no mask can meet before any work is done.
+
+    Raises:
+        InfeasibleBudgetError: Its name, which limit, and by how much.
+    """
+    scores = score("magnitude", base.module, base.plan)
+    selection = SelectionConfig(**scenario.selection.model_dump())
+    for name, section in scenario.budgets.items():
+        try:
+            cut(scores, base, from_wire(to_wire(section.limits()), base.plan), selection)
+        except InfeasibleBudgetError as error:
+            raise InfeasibleBudgetError(f"budgets.{name}: {error}") from None
 
 
 def server_config(scenario: Scenario, expansion: Expansion, library: Path) -> ServerConfig:

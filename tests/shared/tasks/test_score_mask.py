@@ -104,7 +104,7 @@ def test_a_group_of_zeros_says_nothing() -> None:
     zero = ScoreSet({"a": np.zeros(2, np.float32), "b": np.array([3, 4], np.float32)})
     made = score_mask(TASK, [Neighbour("n", 0.1, zero)])
     np.testing.assert_allclose(made.groups["a"], [0, 0])
-    np.testing.assert_allclose(made.groups["b"], [0.6, 0.8], rtol=1e-6)
+    np.testing.assert_allclose(made.groups["b"], np.sqrt(2) * np.array([0.6, 0.8]), rtol=1e-6)
 
 
 def test_equal_similarities_give_the_plain_mean() -> None:
