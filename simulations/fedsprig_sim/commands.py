@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from fedsprig.artifacts import write_bytes
+from fedsprig_sim.memory import bound_allocators
 from fedsprig_sim.progress import LineProgress, show_progress
 from fedsprig_sim.report import write_report
 from fedsprig_sim.result import Result
@@ -131,6 +132,7 @@ def _run(
     scenario = scenario.model_copy(update=changes)
     folder = out or Path("runs") / scenario.name
 
+    bound_allocators()
     from fedsprig_sim.names import check_names
     from fedsprig_sim.runner import run_scenario
 
