@@ -103,9 +103,12 @@ class Scenario(Section):
         """
         path = Path(path)
         try:
-            if path.stat().st_size > _LARGEST_FILE_BYTES:
+            with path.open("rb") as file:
+                # A device file or a pipe has no size to ask for.
+                text = file.read(_LARGEST_FILE_BYTES + 1)
+            if len(text) > _LARGEST_FILE_BYTES:
                 raise ScenarioError(f"{path} is larger than 1 MiB: is it a scenario?")
-            tables = tomllib.loads(path.read_text(encoding="utf-8"))
+            tables = tomllib.loads(text.decode())
         except FileNotFoundError:
             raise ScenarioError(f"there is no scenario {path}: check the path") from None
         except OSError as error:

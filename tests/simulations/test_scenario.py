@@ -188,3 +188,8 @@ def test_limits_carry_the_names_of_the_wire() -> None:
     assert budget.limits() == {"macs_ratio": 0.25, "weight_bytes": 1000, "units": 0.5}
     every = dict.fromkeys(BudgetSection.model_fields, 1)
     assert len(to_wire(every).ListFields()) == len(every)
+
+
+def test_an_endless_file_is_refused_before_memory_is_full() -> None:
+    with pytest.raises(ScenarioError, match="1 MiB"):
+        Scenario.load("/dev/zero")
