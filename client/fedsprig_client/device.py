@@ -22,7 +22,7 @@ from torch import Tensor
 from fedsprig.adapters import adapter_state, is_statistic, load_adapter_state
 from fedsprig.artifacts import pack
 from fedsprig.artifacts.digest import digest, state_digest
-from fedsprig.errors import MessageError, StaleUpdateError
+from fedsprig.errors import FedsprigError, MessageError, StaleUpdateError
 from fedsprig.graph import shrink_plan
 from fedsprig.models import ModelCard
 from fedsprig.scoring import score
@@ -85,7 +85,17 @@ class Device:
             )
         # The number of threads belongs to the calling thread, and results depend on it.
         torch.set_num_threads(self.config.threads or os.cpu_count() or 1)
-        return self._answers[request.kind](request)
+        try:
+            return self._answers[request.kind](request)
+        except FedsprigError:
+            raise
+        except Exception as error:
+            # Whatever a message leads to that nobody thought of is a refusal, not the device's end.
+            reason = f"{type(error).__name__}: {error}"[:200]
+            raise MessageError(
+                f"{request.kind} cannot be answered ({reason}): server and device must run the "
+                "same release"
+            ) from error
 
     @cached_property
     def pictures(self) -> ImageSet:
@@ -195,7 +205,7 @@ class Device:
         trained = adapter_state(network.module)
         delta = {name: trained[name].numpy() - value for name, value in received.items()}
         update = encode_update(delta, base_digest=wanted.adapter, codec=wanted.codec)
-        reply.loss = report.losses[-1]
+        reply.loss = report.losses[-1] if report.losses else 0.0
         reply.seconds = time.perf_counter() - started
         return Envelope(ROUND, reply.SerializeToString(), update)
 

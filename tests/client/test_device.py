@@ -1,5 +1,6 @@
 """A device answers every kind of message from its file, its pictures and its store alone."""
 
+import dataclasses
 import inspect
 import textwrap
 
@@ -16,6 +17,7 @@ from fedsprig.errors import (
     DataError,
     FedsprigError,
     MessageError,
+    PlanError,
     StaleUpdateError,
     TooFewClassesError,
 )
@@ -330,3 +332,40 @@ def test_one_class_only_is_refused(folder):
     )
     with pytest.raises(TooFewClassesError):
         ask(folder, PROFILE, pb.ProfileRequest())
+
+
+@pytest.mark.parametrize(
+    "training",
+    [
+        {"steps": 0, "epochs": 0},
+        {"steps": 1, "learning_rate": 1e308},
+        {"steps": 1, "weight_decay": 1e300},
+        {"steps": 1, "batch_size": 0},
+        {"steps": 1, "schedule": "never"},
+    ],
+)
+def test_nonsense_training_is_refused_or_harmless(folder, package, training):
+    ask(folder, INSTALL, pb.InstallRequest(run="r"), package)
+    state, blob = start(package)
+    settings = {"batch_size": 8, "learning_rate": 0.1, "schedule": "constant", "augment": "none"}
+    wanted = pb.RoundRequest(
+        run="r",
+        round=1,
+        adapter=state_digest(state),
+        codec="float32",
+        training=pb.LocalTraining(**(settings | training)),
+    )
+    refusal = None
+    try:
+        ask(folder, ROUND, wanted, blob)
+    except FedsprigError as error:
+        refusal = str(error)
+    assert refusal is None or "\n" not in refusal
+    assert (refusal is None) == (training == {"steps": 0, "epochs": 0})
+
+
+def test_a_plan_without_a_picture_size_is_refused(package):
+    plan = build_subnetwork(package, plan_of=lambda _: None).plan
+    for shape in ((), (3,), (1, 3, 0, 32)):
+        with pytest.raises(PlanError, match="shape"):
+            dataclasses.replace(plan, input_shape=shape)

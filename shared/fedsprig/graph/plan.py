@@ -242,6 +242,8 @@ _MAX_AXIS = 1 << 24
 
 def _check(plan: GroupPlan) -> None:
     """Every map fits its tensor, and no position belongs to two units."""
+    if len(plan.input_shape) < 2 or min(plan.input_shape) < 1:
+        raise PlanError(f"the plan's input has shape {plan.input_shape}: trace the model again")
     names = [group.name for group in plan.groups]
     if len(set(names)) != len(names):
         raise PlanError("two groups of the plan have the same name: trace the model again")

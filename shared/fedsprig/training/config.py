@@ -12,6 +12,8 @@ Schedule = Literal["cosine", "constant"]
 Augment = Literal["none", "flip", "shift", "flip+shift"]
 
 MAX_STEPS: Final = 10_000_000
+LARGEST: Final = 3.4e38
+"""What float32 holds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,13 +63,13 @@ class TrainConfig:
             )
         for name in ("learning_rate", "head_learning_rate_scale"):
             value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
-                raise TrainingError(f"{name} is {value}: choose a positive number")
+            if not 0 < value <= LARGEST:
+                raise TrainingError(f"{name} is {value}: choose a positive number below 3.4e38")
         for name in ("momentum", "label_smoothing"):
             if not 0 <= getattr(self, name) < 1:
                 raise TrainingError(f"{name} is {getattr(self, name)}: choose 0 to below 1")
-        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
-            raise TrainingError(f"weight_decay is {self.weight_decay}: choose 0 or more")
+        if not 0 <= self.weight_decay <= LARGEST:
+            raise TrainingError(f"weight_decay is {self.weight_decay}: choose 0 to below 3.4e38")
         for name, kinds in (("schedule", get_args(Schedule)), ("augment", get_args(Augment))):
             if getattr(self, name) not in kinds:
                 raise TrainingError(f"{name} is {getattr(self, name)!r}: use {', '.join(kinds)}")
