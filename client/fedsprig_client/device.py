@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from fedsprig.adapters import adapter_state, is_statistic, load_adapter_state
+from fedsprig.adapters.factors import TRAINS, held
 from fedsprig.artifacts import pack
 from fedsprig.artifacts.digest import digest, state_digest
 from fedsprig.errors import FedsprigError, MessageError, StaleUpdateError
@@ -175,7 +176,7 @@ class Device:
         means, counts = class_means(found, numbers, len(self.pictures.classes))
         arrays = {
             f"statistics/{name}": value.numpy()
-            for name, value in adapter_state(network.module).items()
+            for name, value in _travelling(network).items()
             if is_statistic(name)
         }
         arrays |= {"prototypes": means.astype(np.float32), "counts": counts}
@@ -194,6 +195,7 @@ class Device:
         if wanted.evaluate:
             reply.evaluation.CopyFrom(self._check(network))
         images, labels = self._tensors(network.card, self.pictures)
+        _hold(network, received, wanted.training.trains)
         report = fit(
             network.module,
             images,
@@ -201,9 +203,11 @@ class Device:
             _train_config(wanted.training),
             seed=derive_seed(wanted.seed, self.config.name, str(wanted.round)),
         )
-        recalibrate(network.module, images)
-        trained = adapter_state(network.module)
-        delta = {name: trained[name].numpy() - value for name, value in received.items()}
+        if not _measures(network):  # who does, does so on whatever adapter it gets next
+            recalibrate(network.module, images)
+        delta = {
+            name: value.numpy() - received[name] for name, value in _travelling(network).items()
+        }
         update = encode_update(delta, base_digest=wanted.adapter, codec=wanted.codec)
         reply.loss = report.losses[-1] if report.losses else 0.0
         reply.seconds = time.perf_counter() - started
@@ -236,8 +240,34 @@ class Device:
         received = decode_state(blob)
         if state_digest(received) != wanted:
             raise StaleUpdateError("the adapter is another than the message names: send it again")
-        load_adapter_state(network.module, {k: torch.from_numpy(v) for k, v in received.items()})
+        values = {name: torch.from_numpy(value) for name, value in received.items()}
+        if _measures(network):
+            values |= {n: b for n, b in network.module.named_buffers() if is_statistic(n)}
+        load_adapter_state(network.module, values)
+        if _measures(network):
+            recalibrate(network.module, self._tensors(network.card, self.pictures)[0])
         return network, received
+
+
+def _measures(network: SubNetwork) -> bool:
+    """Whether the device measures its own normalisation statistics, which then never travel."""
+    return network.adapter is not None and network.adapter.local_statistics
+
+
+def _travelling(network: SubNetwork) -> dict[str, Tensor]:
+    """The part of the adapter's state that the server gets."""
+    state = adapter_state(network.module)
+    if not _measures(network):
+        return state
+    return {name: value for name, value in state.items() if not is_statistic(name)}
+
+
+def _hold(network: SubNetwork, received: Mapping[str, np.ndarray], trains: str) -> None:
+    """Freeze the factors that do not train in this round: they do not travel up either."""
+    if trains not in ("", *TRAINS):
+        raise MessageError(f"no factor is called {trains!r:.40}: use {', '.join(TRAINS)}")
+    for name in held(received, trains or "both"):
+        network.module.get_parameter(name).requires_grad = False
 
 
 def _train_config(wanted: pb.LocalTraining) -> TrainConfig:

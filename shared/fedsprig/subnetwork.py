@@ -39,12 +39,15 @@ class AdapterConfig:
         seed: A is drawn from it on server and device, so that it never travels unless it is
             trained.
         train_a: Whether A trains too.
+        local_statistics: Whether every device measures the normalisation statistics for itself:
+            then they are no part of what travels.
     """
 
     kind: str = "splora"
     rank: int = 8
     seed: int = 0
     train_a: bool = False
+    local_statistics: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +103,11 @@ def pack_subnetwork(
     if adapter is not None:
         package.adapter.CopyFrom(
             pb.AdapterSettings(
-                kind=adapter.kind, rank=adapter.rank, seed=adapter.seed, train_a=adapter.train_a
+                kind=adapter.kind,
+                rank=adapter.rank,
+                seed=adapter.seed,
+                train_a=adapter.train_a,
+                local_statistics=adapter.local_statistics,
             )
         )
     return bytes(package.SerializeToString(deterministic=True))
@@ -157,7 +164,11 @@ def build_subnetwork(
         if not 1 <= settings.rank <= MAX_RANK:
             raise LimitError(f"rank {settings.rank}: use 1 to {MAX_RANK}")
         adapter = AdapterConfig(
-            kind=settings.kind, rank=settings.rank, seed=settings.seed, train_a=settings.train_a
+            kind=settings.kind,
+            rank=settings.rank,
+            seed=settings.seed,
+            train_a=settings.train_a,
+            local_statistics=settings.local_statistics,
         )
         module = attach_configured(module, adapter, plan, index)
     return SubNetwork(module, card, plan, mask, index, adapter)

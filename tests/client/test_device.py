@@ -9,7 +9,7 @@ import pytest
 import tomli_w
 import torch
 
-from fedsprig.adapters import adapter_state
+from fedsprig.adapters import adapter_state, load_adapter_state
 from fedsprig.artifacts import unpack
 from fedsprig.artifacts.digest import digest, state_digest
 from fedsprig.errors import (
@@ -26,7 +26,7 @@ from fedsprig.masks import Mask, ScoreSet
 from fedsprig.models import build
 from fedsprig.subnetwork import AdapterConfig, build_subnetwork, pack_subnetwork
 from fedsprig.tasks import TaskSketch
-from fedsprig.training import read
+from fedsprig.training import evaluate, read, recalibrate, to_tensor
 from fedsprig.updates import decode_update, encode_state
 from fedsprig.wire import DESCRIBE, EVALUATE, INSTALL, PROFILE, ROUND, Envelope
 from fedsprig.wire import device_pb2 as pb
@@ -217,6 +217,136 @@ def test_a_round_trains_and_the_same_request_gets_the_same_answer(folder, packag
     assert np.abs(delta["linear.weight"]).max() > 0
     wanted.round = 2
     assert ask(folder, ROUND, wanted, blob).blob != answers[0].blob  # another order of pictures
+
+
+def packed(package, **adapter):
+    """The same sub-network with other settings of its adapter."""
+    message = pb.SubNetwork.FromString(package)
+    for name, value in adapter.items():
+        setattr(message.adapter, name, value)
+    return message.SerializeToString()
+
+
+def trained(folder, package, state, *, run="r", **training):
+    """The request of a round, asked twice of new processes, and its one answer."""
+    ask(folder, INSTALL, pb.InstallRequest(run=run), package)
+    settings = {"steps": 3, "batch_size": 8, "learning_rate": 0.05, "schedule": "constant"}
+    wanted = pb.RoundRequest(
+        run=run,
+        round=1,
+        adapter=state_digest(state),
+        codec="float32",
+        evaluate=True,
+        training=pb.LocalTraining(**(settings | {"augment": "none"} | training)),
+    )
+    first, second = (ask(folder, ROUND, wanted, encode_state(state, "float32")) for _ in range(2))
+    assert first.blob == second.blob
+    return first
+
+
+def changes(answer, state, *, without=()):
+    """What came back, which must be all of the state but for the names that end in ``without``."""
+    shapes = {n: v.shape for n, v in state.items() if not n.endswith(tuple(without))}
+    return decode_update(answer.blob, shapes=shapes, base_digest=state_digest(state))
+
+
+def moved(delta, suffix):
+    return any(np.abs(value).max() > 0 for name, value in delta.items() if name.endswith(suffix))
+
+
+def test_the_factor_that_does_not_train_stays_and_does_not_travel(folder, package):
+    package = packed(package, train_a=True)
+    state, _ = start(package)
+    rng = np.random.default_rng(2)  # while B is zero, A has no gradient
+    state |= {
+        name: rng.normal(size=value.shape).astype(np.float32) / 50
+        for name, value in state.items()
+        if name.endswith("adapter_b")
+    }
+    sizes = {}
+    for trains, other in (("a", "adapter_b"), ("b", "adapter_a")):
+        answer = trained(folder, package, state, trains=trains)
+        delta = changes(answer, state, without=[other])
+        assert moved(delta, f"adapter_{trains}")
+        assert moved(delta, "linear.weight")
+        assert moved(delta, "bn1.weight")
+        sizes[trains] = len(answer.blob)
+    answers = {both: trained(folder, package, state, trains=both) for both in ("", "both")}
+    assert answers[""].blob == answers["both"].blob
+    delta = changes(answers[""], state)
+    assert moved(delta, "adapter_a")
+    assert moved(delta, "adapter_b")
+    assert len(answers[""].blob) > max(sizes.values())
+
+
+def test_training_b_alone_is_what_training_with_a_fixed_is(folder, package):
+    fixed, _ = start(package)
+    both, _ = start(packed(package, train_a=True))
+    one = changes(trained(folder, package, fixed), fixed)
+    other = trained(folder, packed(package, train_a=True), both, trains="b")
+    for name, value in changes(other, both, without=["adapter_a"]).items():
+        np.testing.assert_array_equal(value, one[name])
+
+
+def test_a_factor_that_does_not_exist_is_refused(folder, package):
+    state, _ = start(package)
+    with pytest.raises(MessageError, match=r"no factor is called 'c': use a, b, both"):
+        trained(folder, package, state, trains="c")
+
+
+STATISTICS = ("running_mean", "running_var")
+
+
+def test_statistics_of_its_own_never_travel(folder, package):
+    local = packed(package, local_statistics=True)
+    whole, _ = start(package)
+    state = {name: value for name, value in whole.items() if not name.endswith(STATISTICS)}
+    arrays, _ = unpack(ask(folder, INSTALL, pb.InstallRequest(run="r"), local).blob)
+    assert set(arrays) == {"prototypes", "counts"}
+    # What a device measures is what it sends where it is asked to: its own statistics at the start.
+    sent, _ = unpack(ask(folder, INSTALL, pb.InstallRequest(run="pooled"), package).blob)
+    measured = whole | {
+        name.removeprefix("statistics/"): value
+        for name, value in sent.items()
+        if name.startswith("statistics/")
+    }
+    alone = trained(folder, local, state)
+    pooled = trained(folder, package, measured, run="pooled")
+    one, other = changes(alone, state), changes(pooled, measured)
+    assert set(other) - set(one) == {name for name in whole if name.endswith(STATISTICS)}
+    for name, value in one.items():
+        np.testing.assert_array_equal(value, other[name])
+    replies = [pb.RoundReply.FromString(answer.body) for answer in (alone, pooled)]
+    assert replies[0].evaluation == replies[1].evaluation
+    assert len(alone.blob) < len(pooled.blob)
+
+
+def test_with_statistics_of_its_own_it_evaluates_what_they_make_of_the_adapter(folder, package):
+    local = packed(package, local_statistics=True)
+    whole, _ = start(package)
+    state = {name: value for name, value in whole.items() if not name.endswith(STATISTICS)}
+    other = state | {"bn1.weight": state["bn1.weight"] * 1.5}
+    ask(folder, INSTALL, pb.InstallRequest(run="r"), local)
+
+    def answered(values):
+        wanted = pb.EvaluateRequest(run="r", adapter=state_digest(values))
+        answer = ask(folder, EVALUATE, wanted, encode_state(values, "float32"))
+        return pb.EvaluateReply.FromString(answer.body).evaluation.loss
+
+    def expected(values):
+        network = build_subnetwork(package, plan_of=lambda _: None)
+        load_adapter_state(network.module, whole | values)
+        own, check = (read("npz", path=folder / "pictures.npz", split=s) for s in ("train", "test"))
+        recalibrate(network.module, to_tensor(own.images, network.card))
+        labels = torch.from_numpy(check.labels)
+        return evaluate(network.module, to_tensor(check.images, network.card), labels).loss
+
+    assert answered(state) == pytest.approx(expected(state), rel=1e-5)
+    assert answered(other) == pytest.approx(expected(other), rel=1e-5)
+    assert abs(expected(state) - expected(other)) > 1e-3
+    before = answered(state)
+    trained(folder, local, other)  # leaves nothing behind that a later answer depends on
+    assert answered(state) == before
 
 
 def test_evaluation_can_score_the_kept_units(folder, package):

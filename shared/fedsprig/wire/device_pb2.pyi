@@ -25,16 +25,18 @@ class Budget(_message.Message):
     def __init__(self, weight_bytes: _Optional[int] = ..., macs: _Optional[int] = ..., peak_bytes: _Optional[int] = ..., latency_ms: _Optional[float] = ..., units: _Optional[float] = ..., macs_ratio: _Optional[float] = ..., parameters_ratio: _Optional[float] = ...) -> None: ...
 
 class AdapterSettings(_message.Message):
-    __slots__ = ("kind", "rank", "seed", "train_a")
+    __slots__ = ("kind", "rank", "seed", "train_a", "local_statistics")
     KIND_FIELD_NUMBER: _ClassVar[int]
     RANK_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
     TRAIN_A_FIELD_NUMBER: _ClassVar[int]
+    LOCAL_STATISTICS_FIELD_NUMBER: _ClassVar[int]
     kind: str
     rank: int
     seed: int
     train_a: bool
-    def __init__(self, kind: _Optional[str] = ..., rank: _Optional[int] = ..., seed: _Optional[int] = ..., train_a: _Optional[bool] = ...) -> None: ...
+    local_statistics: bool
+    def __init__(self, kind: _Optional[str] = ..., rank: _Optional[int] = ..., seed: _Optional[int] = ..., train_a: _Optional[bool] = ..., local_statistics: _Optional[bool] = ...) -> None: ...
 
 class SubNetwork(_message.Message):
     __slots__ = ("model", "num_classes", "plan_digest", "plan", "mask", "weights", "adapter")
@@ -111,7 +113,7 @@ class InstallReply(_message.Message):
     def __init__(self, pictures: _Optional[int] = ..., seconds: _Optional[float] = ..., projected_variance: _Optional[float] = ...) -> None: ...
 
 class LocalTraining(_message.Message):
-    __slots__ = ("epochs", "steps", "batch_size", "learning_rate", "momentum", "weight_decay", "augment", "schedule")
+    __slots__ = ("epochs", "steps", "batch_size", "learning_rate", "momentum", "weight_decay", "augment", "schedule", "trains")
     EPOCHS_FIELD_NUMBER: _ClassVar[int]
     STEPS_FIELD_NUMBER: _ClassVar[int]
     BATCH_SIZE_FIELD_NUMBER: _ClassVar[int]
@@ -120,6 +122,7 @@ class LocalTraining(_message.Message):
     WEIGHT_DECAY_FIELD_NUMBER: _ClassVar[int]
     AUGMENT_FIELD_NUMBER: _ClassVar[int]
     SCHEDULE_FIELD_NUMBER: _ClassVar[int]
+    TRAINS_FIELD_NUMBER: _ClassVar[int]
     epochs: int
     steps: int
     batch_size: int
@@ -128,7 +131,8 @@ class LocalTraining(_message.Message):
     weight_decay: float
     augment: str
     schedule: str
-    def __init__(self, epochs: _Optional[int] = ..., steps: _Optional[int] = ..., batch_size: _Optional[int] = ..., learning_rate: _Optional[float] = ..., momentum: _Optional[float] = ..., weight_decay: _Optional[float] = ..., augment: _Optional[str] = ..., schedule: _Optional[str] = ...) -> None: ...
+    trains: str
+    def __init__(self, epochs: _Optional[int] = ..., steps: _Optional[int] = ..., batch_size: _Optional[int] = ..., learning_rate: _Optional[float] = ..., momentum: _Optional[float] = ..., weight_decay: _Optional[float] = ..., augment: _Optional[str] = ..., schedule: _Optional[str] = ..., trains: _Optional[str] = ...) -> None: ...
 
 class Evaluation(_message.Message):
     __slots__ = ("accuracy", "loss", "pictures")
