@@ -39,7 +39,7 @@ class AdapterSettings(_message.Message):
     def __init__(self, kind: _Optional[str] = ..., rank: _Optional[int] = ..., seed: _Optional[int] = ..., train_a: _Optional[bool] = ..., local_statistics: _Optional[bool] = ...) -> None: ...
 
 class SubNetwork(_message.Message):
-    __slots__ = ("model", "num_classes", "plan_digest", "plan", "mask", "weights", "adapter")
+    __slots__ = ("model", "num_classes", "plan_digest", "plan", "mask", "weights", "adapter", "base", "codec", "content")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     NUM_CLASSES_FIELD_NUMBER: _ClassVar[int]
     PLAN_DIGEST_FIELD_NUMBER: _ClassVar[int]
@@ -47,6 +47,9 @@ class SubNetwork(_message.Message):
     MASK_FIELD_NUMBER: _ClassVar[int]
     WEIGHTS_FIELD_NUMBER: _ClassVar[int]
     ADAPTER_FIELD_NUMBER: _ClassVar[int]
+    BASE_FIELD_NUMBER: _ClassVar[int]
+    CODEC_FIELD_NUMBER: _ClassVar[int]
+    CONTENT_FIELD_NUMBER: _ClassVar[int]
     model: str
     num_classes: int
     plan_digest: str
@@ -54,14 +57,17 @@ class SubNetwork(_message.Message):
     mask: bytes
     weights: bytes
     adapter: AdapterSettings
-    def __init__(self, model: _Optional[str] = ..., num_classes: _Optional[int] = ..., plan_digest: _Optional[str] = ..., plan: _Optional[bytes] = ..., mask: _Optional[bytes] = ..., weights: _Optional[bytes] = ..., adapter: _Optional[_Union[AdapterSettings, _Mapping]] = ...) -> None: ...
+    base: str
+    codec: str
+    content: str
+    def __init__(self, model: _Optional[str] = ..., num_classes: _Optional[int] = ..., plan_digest: _Optional[str] = ..., plan: _Optional[bytes] = ..., mask: _Optional[bytes] = ..., weights: _Optional[bytes] = ..., adapter: _Optional[_Union[AdapterSettings, _Mapping]] = ..., base: _Optional[str] = ..., codec: _Optional[str] = ..., content: _Optional[str] = ...) -> None: ...
 
 class ProfileRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
 class ProfileReply(_message.Message):
-    __slots__ = ("device", "task", "classes", "pictures", "budget", "cores", "memory_bytes", "plans")
+    __slots__ = ("device", "task", "classes", "pictures", "budget", "cores", "memory_bytes", "plans", "bases")
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     TASK_FIELD_NUMBER: _ClassVar[int]
     CLASSES_FIELD_NUMBER: _ClassVar[int]
@@ -70,6 +76,7 @@ class ProfileReply(_message.Message):
     CORES_FIELD_NUMBER: _ClassVar[int]
     MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
     PLANS_FIELD_NUMBER: _ClassVar[int]
+    BASES_FIELD_NUMBER: _ClassVar[int]
     device: str
     task: str
     classes: _containers.RepeatedScalarFieldContainer[str]
@@ -78,15 +85,18 @@ class ProfileReply(_message.Message):
     cores: int
     memory_bytes: int
     plans: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, device: _Optional[str] = ..., task: _Optional[str] = ..., classes: _Optional[_Iterable[str]] = ..., pictures: _Optional[int] = ..., budget: _Optional[_Union[Budget, _Mapping]] = ..., cores: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., plans: _Optional[_Iterable[str]] = ...) -> None: ...
+    bases: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, device: _Optional[str] = ..., task: _Optional[str] = ..., classes: _Optional[_Iterable[str]] = ..., pictures: _Optional[int] = ..., budget: _Optional[_Union[Budget, _Mapping]] = ..., cores: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., plans: _Optional[_Iterable[str]] = ..., bases: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class DescribeRequest(_message.Message):
-    __slots__ = ("probe", "noise")
+    __slots__ = ("probe", "noise", "sent")
     PROBE_FIELD_NUMBER: _ClassVar[int]
     NOISE_FIELD_NUMBER: _ClassVar[int]
+    SENT_FIELD_NUMBER: _ClassVar[int]
     probe: str
     noise: float
-    def __init__(self, probe: _Optional[str] = ..., noise: _Optional[float] = ...) -> None: ...
+    sent: str
+    def __init__(self, probe: _Optional[str] = ..., noise: _Optional[float] = ..., sent: _Optional[str] = ...) -> None: ...
 
 class DescribeReply(_message.Message):
     __slots__ = ("seconds",)
