@@ -1,4 +1,4 @@
-"""What to say about a name that nobody knows."""
+"""What to say about names: one that nobody knows, and many at once."""
 
 from __future__ import annotations
 
@@ -33,6 +33,13 @@ def unknown(what: str, name: str, known: Iterable[str], *, place: str = "", most
         return f"unknown {what} {shown}: did you mean {' or '.join(map(repr, near))}?"
     more = ", ..." if len(known) > _LISTED else ""
     return f"unknown {what} {shown}: there is {', '.join(known[:_LISTED]) or 'none'}{more}"
+
+
+def some(names: Iterable[str]) -> str:
+    """``a, b, c and 4 more`` in alphabetical order, or ``nothing``."""
+    ordered = sorted(names)
+    first = ", ".join(ordered[:3])
+    return f"{first} and {len(ordered) - 3} more" if len(ordered) > 3 else first or "nothing"
 
 
 def lookup(

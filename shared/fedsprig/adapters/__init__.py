@@ -2,7 +2,7 @@
 
 from fedsprig.adapters.attaching import ADAPTERS, attach, attach_report, merge
 from fedsprig.adapters.layer import AdapterKind, AdapterLayer, Site
-from fedsprig.adapters.splora import SPLoRAConv2d, SPLoRALinear
+from fedsprig.adapters.ranks import RANK_RULES
 from fedsprig.adapters.state import (
     adapter_state,
     is_statistic,
@@ -11,10 +11,9 @@ from fedsprig.adapters.state import (
 
 __all__ = [
     "ADAPTERS",
+    "RANK_RULES",
     "AdapterKind",
     "AdapterLayer",
-    "SPLoRAConv2d",
-    "SPLoRALinear",
     "Site",
     "adapter_state",
     "attach",

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
-from typing import Final
+from typing import Final, Literal
 
 from torch import nn
 from torch.nn.utils import parametrize
 
 from fedsprig.adapters.full import Full
 from fedsprig.adapters.layer import AdapterKind, AdapterLayer, Site
+from fedsprig.adapters.ranks import RANK_RULES, RankRule
 from fedsprig.adapters.splora import SPLoRA
+from fedsprig.adapters.sppara import SPPaRA
 from fedsprig.errors import AdapterError
 from fedsprig.graph.index import KeptIndex, kept_axes
-from fedsprig.spelling import lookup, unknown
+from fedsprig.spelling import lookup, some, unknown
 
 ADAPTERS: Final[Mapping[str, AdapterKind]] = {
     "splora": SPLoRA(),
+    "sppara": SPPaRA(),
     "full": Full(),
 }
 
@@ -29,19 +32,21 @@ _NORMS: Final = (
 )
 _BIASED: Final = (nn.Linear, nn.modules.conv._ConvNd)
 _MARK: Final = "fedsprig_adapter"
-"""The attribute that says which kind is attached; it lives on the model and is copied with it."""
+"""The attribute that says that something is attached; it is copied with the model."""
 
 
 def attach(
     model: nn.Module,
     *,
-    kind: str = "splora",
+    kind: str | AdapterKind = "splora",
     rank: int = 8,
+    rank_rule: str = "layer",
     seed: int = 0,
     train_a: bool = False,
     head: str | None = None,
     kept: KeptIndex | None = None,
     shapes: Mapping[str, tuple[int, ...]] | None = None,
+    unadapted: Literal["refuse", "freeze"] = "refuse",
 ) -> nn.Module:
     """Attach an adapter in place, without changing what the model computes.
 
@@ -52,25 +57,31 @@ def attach(
     Args:
         model: Changed in place; its layers keep their names, so ``x.weight`` stays and
             ``x.adapter_a``, ``x.adapter_b`` come beside it.
-        kind: A name in ``ADAPTERS``.
-        rank: Of the low-rank product; see ``splora.layer_rank`` for where a layer gets less.
+        kind: A name in ``ADAPTERS``, or a kind with settings of its own.
+        rank: Of the low-rank product.
+        rank_rule: A name in ``RANK_RULES``: where a layer gets less. Rules that look at what the
+            mask has left need ``kept``; before cutting everything is left.
         seed: A is drawn from it and the layer's path, the same on every machine.
         train_a: Whether A trains (and travels) too.
         head: Module path of the classifier, which stays dense and trains whole. ``None`` takes the
             last linear layer, an empty text says that there is none.
         kept: What the mask has left of the base's tensors, if the model is cut already.
         shapes: Shapes of the uncut base's tensors (``plan.shapes``); needed with ``kept``.
+        unadapted: What becomes of layers with weights that the kind cannot adapt (transposed
+            convolutions, embeddings, subclasses that compute something else): they are refused by
+            name, or stay frozen. Their biases train either way, and no such weight ever does.
 
     Returns:
         ``model``.
 
     Raises:
         AdapterError: One is attached already, the model is masked by parametrisations, the head
-            does not exist, the rank is no positive integer, or the layers are not those of the
-            mask.
-        UnknownNameError: There is no such kind.
+            does not exist, the rank is no positive integer, there are layers that the kind cannot
+            adapt, or the layers are not those of the mask.
+        UnknownNameError: There is no such kind or rule.
     """
-    adapter = lookup(ADAPTERS, kind, "adapter")
+    adapter = lookup(ADAPTERS, kind, "adapter") if isinstance(kind, str) else kind
+    rule = lookup(RANK_RULES, rank_rule, "rank rule")
     if _is_attached(model):
         raise AdapterError("an adapter is attached already: merge() it before attaching another")
     if any(parametrize.is_parametrized(module) for module in model.modules()):
@@ -80,8 +91,12 @@ def attach(
     if kept and shapes is None:
         raise AdapterError("kept positions need the uncut shapes: pass shapes=plan.shapes too")
     body = dict(_outside_head(model, _last_linear(model) if head is None else head))
-    sites = {
-        path: _site(path, module, rank, seed, train_a, kept or {}, shapes)
+    if unadapted not in ("refuse", "freeze"):
+        raise AdapterError(f"unadapted is {unadapted!r:.20}: use 'refuse' or 'freeze'")
+    if unadapted == "refuse" and adapter.freezes:
+        _refuse_unadapted(body, adapter)
+    layers = {
+        path: (module, _site(path, module, rank, rule, seed, train_a, kept or {}, shapes))
         for path, module in body.items()
         if adapter.fits(module)
     }
@@ -90,9 +105,8 @@ def attach(
         for module in body.values():
             for name, parameter in module.named_parameters(recurse=False):
                 parameter.requires_grad = _trains(module, name)
-    for path, site in sites.items():
-        adapter.adapt_(body[path], site)
-    setattr(model, _MARK, kind)
+    adapter.adapt_(layers)
+    setattr(model, _MARK, True)
     return model
 
 
@@ -180,10 +194,27 @@ def _trains(module: nn.Module, name: str) -> bool:
     return isinstance(module, _NORMS) or (isinstance(module, _BIASED) and name == "bias")
 
 
+def _refuse_unadapted(body: Mapping[str, nn.Module], adapter: AdapterKind) -> None:
+    """Name the layers with weights that would neither train nor have an adapter."""
+    left = [
+        f"{path}.{name}" if path else name
+        for path, module in body.items()
+        if not isinstance(module, _NORMS) and not adapter.fits(module)
+        for name, parameter in module.named_parameters(recurse=False)
+        if name.endswith("weight") and parameter.ndim > 1
+    ]
+    if left:
+        raise AdapterError(
+            f"{type(adapter).__name__} cannot adapt {some(left)}: pass unadapted='freeze' to leave "
+            "them frozen, or choose another kind"
+        )
+
+
 def _site(
     path: str,
     module: nn.Module,
     rank: int,
+    rule: RankRule,
     seed: int,
     train_a: bool,
     kept: KeptIndex,
@@ -202,4 +233,11 @@ def _site(
             f"{name} has shape {list(found)}, the mask leaves {list(expected)}: "
             "pass kept and shapes of the mask that cut this model"
         )
-    return Site(path=path, shape=full, kept=axes, rank=rank, seed=seed, train_a=train_a)
+    return Site(
+        path=path,
+        shape=full,
+        kept=axes,
+        rank=rule(rank, full, found),
+        seed=seed,
+        train_a=train_a,
+    )

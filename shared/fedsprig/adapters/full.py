@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import nn
 
 from fedsprig.adapters.layer import Site
@@ -16,5 +18,5 @@ class Full:
         """No module needs an adapter."""
         return False
 
-    def adapt_(self, module: nn.Module, site: Site) -> None:
+    def adapt_(self, layers: Mapping[str, tuple[nn.Module, Site]]) -> None:
         """Nothing to do."""

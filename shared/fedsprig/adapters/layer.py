@@ -20,7 +20,7 @@ class Site:
         path: Module path in the model.
         shape: Shape of the layer's weight in the uncut base model.
         kept: Kept positions of that weight by axis, where the layer has been cut.
-        rank: The rank that was asked for.
+        rank: Of this layer, after the rule for ranks.
         seed: What the fixed or initial factors are drawn from, together with ``path``.
         train_a: Whether the inner factor trains too.
     """
@@ -34,7 +34,10 @@ class Site:
 
 
 class AdapterKind(Protocol):
-    """One way to adapt a model; ``fedsprig.adapters.ADAPTERS`` lists them."""
+    """One way to adapt a model; ``fedsprig.adapters.ADAPTERS`` lists them.
+
+    A kind with settings of its own is a frozen dataclass of them.
+    """
 
     freezes: bool
     """Whether the base's weights stay fixed beside the adapter."""
@@ -43,8 +46,12 @@ class AdapterKind(Protocol):
         """Whether this kind adapts the module."""
         ...
 
-    def adapt_(self, module: nn.Module, site: Site) -> None:
-        """Turn the module into an adapted layer, in place, keeping its function."""
+    def adapt_(self, layers: Mapping[str, tuple[nn.Module, Site]]) -> None:
+        """Turn modules that fit into adapted layers, in place, keeping their function.
+
+        Args:
+            layers: All layers of a model that are adapted, by path.
+        """
         ...
 
 

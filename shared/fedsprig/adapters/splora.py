@@ -20,61 +20,41 @@ Where we differ from the paper's library, and why:
   ``W'`` by what a step of the same size on W would, projected on A's rows: the weights, the head
   and the normalisation can share a learning rate, at any rank and width. At the paper's scale the
   same step moves it ``3 r`` times less.
-* The forward pass always adds ``B A`` to ``W``, so training, evaluation and merging agree.
+* The forward pass always adds ``B A`` to ``W``, so training, evaluation and merging agree, and the
+  backward pass never forms the gradient of ``W`` (:mod:`fedsprig.adapters.frozen`).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from fedsprig.adapters.layer import AdapterLayer, Site
+from fedsprig.adapters.layer import Site
+from fedsprig.adapters.tap import TapConv, TapLayer, TapLinear
 from fedsprig.seeds import derive_seed
-
-
-def layer_rank(rank: int, shape: tuple[int, ...]) -> int:
-    """Return the rank that a layer gets when ``rank`` is asked for.
-
-    ``B A`` cannot have a rank above ``min(in, out)``, so more is waste, with two sides:
-
-    * Where A and B would have more numbers than the layer itself (the break-even of the paper,
-      ``r (in + out) > height width in out``), or where there is one input (depthwise convolutions),
-      the rank is capped at ``min(in, out)``.
-    * Elsewhere it is as asked for, even above ``min(in, out)``. That is so for the three-channel
-      first convolution of a network, at a price of some hundred numbers, and it makes the count of
-      parameters that of the paper (Table 1).
-
-    Args:
-        rank: At least 1.
-        shape: Of the layer's weight in the uncut model, ``[out, in / groups, *kernel]``; so a cut
-            changes no rank.
-    """
-    out, inputs = shape[:2]
-    if inputs == 1 or rank * (inputs + out) > math.prod(shape):
-        return min(rank, inputs, out)
-    return rank
 
 
 def draw_a(site: Site) -> Tensor:
     """Draw A for a site, ``[r, kept inputs]``, float32 on the CPU.
 
     A is drawn for the full width and then sliced, so that it does not matter whether a network is
-    cut before or after. It is uniform, by multiplication and subtraction alone, so that every
-    machine draws the same bits: where A is fixed it never travels.
+    cut before or after, and row by row, so that a lower rank has the first rows of a higher one. It
+    is uniform, by multiplication and subtraction alone, so that every machine draws the same bits:
+    where A is fixed it never travels.
     """
     inputs = site.shape[1]
     generator = torch.Generator().manual_seed(derive_seed(site.seed, site.path))
-    drawn = torch.rand(layer_rank(site.rank, site.shape), inputs, generator=generator)
+    drawn = torch.rand(site.rank, inputs, generator=generator)
     full = (2 * drawn - 1) * math.sqrt(3 / inputs)
     return full[:, torch.from_numpy(site.kept[1])] if 1 in site.kept else full
 
 
-class SPLoRALayer(AdapterLayer):
-    """What the convolution and the linear layer share.
+class SPLoRALayer(TapLayer):
+    """What convolutions and linear layers share.
 
     Attributes:
         weight: W, frozen, as in the plain layer.
@@ -82,7 +62,6 @@ class SPLoRALayer(AdapterLayer):
         adapter_b: B ``[out, r]``, zero at first.
     """
 
-    plain: ClassVar[type[nn.Module]]
     adapter_a: nn.Parameter
     adapter_b: nn.Parameter
 
@@ -100,54 +79,38 @@ class SPLoRALayer(AdapterLayer):
         b = weight.new_zeros(weight.shape[0], a.shape[0])
         source.register_parameter("adapter_b", nn.Parameter(b))
 
-    def to_plain_(self) -> None:
-        """Fold ``B A`` into the weight and become the plain layer again, in place."""
-        merged = self.merged_weight().detach()
-        del self.adapter_a, self.adapter_b
-        self.weight = nn.Parameter(merged)
-        self.__class__ = self.plain  # type: ignore[assignment]
+    def change(self) -> tuple[Tensor, Tensor]:
+        """Return B and A."""
+        return self.adapter_b, self.adapter_a
 
     def extra_repr(self) -> str:
         """Add the rank to the plain layer's line."""
         return f"{super().extra_repr()}, rank={self.adapter_b.shape[1]}"
 
 
-class SPLoRAConv2d(SPLoRALayer, nn.Conv2d):
-    """A 2-D convolution of any stride, padding, dilation and grouping with SPLoRA."""
+class SPLoRAConv1d(SPLoRALayer, TapConv, nn.Conv1d):
+    """A 1-D convolution with SPLoRA."""
+
+    plain = nn.Conv1d
+    weight: Tensor
+
+
+class SPLoRAConv2d(SPLoRALayer, TapConv, nn.Conv2d):
+    """A 2-D convolution with SPLoRA."""
 
     plain = nn.Conv2d
     weight: Tensor
 
-    def merged_weight(self) -> Tensor:
-        """Return ``W + B A`` at the centre tap, ``[out, in / groups, height, width]``."""
-        height, width = self.weight.shape[2:]
-        top, left = height // 2, width // 2
-        product = (self.adapter_b @ self.adapter_a)[:, :, None, None]
-        return self.weight + F.pad(product, (left, width - 1 - left, top, height - 1 - top))
 
-    def forward(self, input: Tensor) -> Tensor:
-        """Map ``[n, in, h, w]`` to ``[n, out, h', w']`` as the plain layer does."""
-        out: Tensor = self._conv_forward(input, self.merged_weight(), self.bias)
-        return out
-
-
-class SPLoRALinear(SPLoRALayer, nn.Linear):
+class SPLoRALinear(SPLoRALayer, TapLinear, nn.Linear):
     """A linear layer with SPLoRA."""
 
     plain = nn.Linear
     weight: Tensor
 
-    def merged_weight(self) -> Tensor:
-        """Return ``W + B A``, ``[out, in]``."""
-        return self.weight + self.adapter_b @ self.adapter_a
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Map ``[..., in]`` to ``[..., out]``."""
-        return F.linear(input, self.merged_weight(), self.bias)
-
 
 class SPLoRA:
-    """The kind: plain 2-D convolutions and linear layers are adapted.
+    """The kind: plain convolutions and linear layers are adapted.
 
     A subclass may compute something else by its weight or be read by another module (the output
     projection of ``nn.MultiheadAttention`` is), so only the exact types are taken.
@@ -155,6 +118,7 @@ class SPLoRA:
 
     freezes = True
     _layers: ClassVar[dict[type[nn.Module], type[SPLoRALayer]]] = {
+        nn.Conv1d: SPLoRAConv1d,
         nn.Conv2d: SPLoRAConv2d,
         nn.Linear: SPLoRALinear,
     }
@@ -163,6 +127,7 @@ class SPLoRA:
         """Whether the module is a plain convolution or linear layer."""
         return type(module) in self._layers
 
-    def adapt_(self, module: nn.Module, site: Site) -> None:
+    def adapt_(self, layers: Mapping[str, tuple[nn.Module, Site]]) -> None:
         """Attach A and B."""
-        self._layers[type(module)].adopt_(module, site)
+        for module, site in layers.values():
+            self._layers[type(module)].adopt_(module, site)

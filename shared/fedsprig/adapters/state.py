@@ -12,6 +12,7 @@ from torch.nn.utils import parametrize
 
 from fedsprig.adapters.attaching import require_attached
 from fedsprig.errors import AdapterError
+from fedsprig.spelling import some
 
 _STATISTICS: Final = ("running_mean", "running_var")
 
@@ -53,7 +54,7 @@ def load_adapter_state(model: nn.Module, state: Mapping[str, Any]) -> None:
     missing, unknown = slots.keys() - state.keys(), state.keys() - slots.keys()
     if missing or unknown:
         raise AdapterError(
-            f"the state lacks {_some(missing)} and has {_some(unknown)} too many: "
+            f"the state lacks {some(missing)} and has {some(unknown)} too many: "
             "attach with the same kind, rank and train_a as where it was read"
         )
     values: dict[str, Tensor] = {}
@@ -82,8 +83,3 @@ def _slots(model: nn.Module) -> dict[str, Tensor]:
         name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad
     }
     return slots | {name: b for name, b in model.named_buffers() if is_statistic(name)}
-
-
-def _some(names: set[str]) -> str:
-    first = ", ".join(sorted(names)[:3])
-    return f"{first} and {len(names) - 3} more" if len(names) > 3 else first or "nothing"

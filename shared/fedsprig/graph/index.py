@@ -25,7 +25,11 @@ KeptIndex = Mapping[str, Mapping[int, Kept]]
 Value = TypeVar("Value", "npt.NDArray[Any]", "Tensor")
 
 # adapter tensor suffix -> {its axis: axis of "<module>.weight" whose kept positions it shares}
-_FOLLOWERS: dict[str, dict[int, int]] = {"adapter_b": {0: 0}, "adapter_a": {1: 1}}
+_FOLLOWERS: dict[str, dict[int, int]] = {
+    "adapter_b": {0: 0},
+    "adapter_a": {1: 1},
+    "adapter_d": {0: 0, 1: 1},
+}
 
 
 class UnitMask(Protocol):

@@ -67,10 +67,6 @@ def watch(model: nn.Module, example: Tensor) -> Pass:
             if layout is not None and given is not None:
                 shape = tuple(given.shape)
                 seen.head_macs[name] = seen.head_macs.get(name, 0) + head_macs(module, shape)
-                packed = f"{name}.{layout.packed[0]}"
-                if packed.rpartition(".")[0] == name:  # a raw parameter, applied to every token
-                    tokens = given.numel() // given.shape[-1]
-                    seen.macs_per_weight[packed] = seen.macs_per_weight.get(packed, 0) + tokens
 
         return hook
 

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedsprig.graph.heads import feature_ports, head_layout
+from fedsprig.graph.heads import feature_ports
+from fedsprig.models.attention import PackedAttention
 from fedsprig.models.cifar_resnet import BasicBlock, PadShortcut
 
 # Axes that a stand-in's port stands for: (tensor, axis).
@@ -82,10 +83,7 @@ def install_standins(model: nn.Module) -> tuple[dict[str, tuple[Axes, Axes]], se
 
 
 def _returns_pair(module: nn.Module) -> bool:
-    layout = head_layout(module)
-    return isinstance(module, nn.MultiheadAttention) or (
-        layout is not None and layout.packed[0] == "in_proj_weight"
-    )
+    return isinstance(module, nn.MultiheadAttention | PackedAttention)
 
 
 def _outermost(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

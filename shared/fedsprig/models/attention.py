@@ -3,18 +3,22 @@
 The usual modules tie the width of a head to ``embed_dim / num_heads``, so that dropping a head is
 impossible. Here a head's width is its own: ``h`` heads of width ``d`` read ``[e]`` features and
 write ``[e]`` features through an inner width ``h * d`` that shrinks with the heads. Parameter names
-are those of the modules they replace, so that pretrained weights load unchanged; the output
-projection is called as a module, so that its input, one block per head, can be observed.
+are those of the modules they replace, but for ``nn.MultiheadAttention``'s bare input projection
+(:func:`own_names` translates a state). All projections are linear layers that are called as such,
+so that they can be adapted, and the output projection's input, one block per head, be observed.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+_Value = TypeVar("_Value")
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,16 +97,17 @@ class SelfAttention(PrunableAttention):
 class PackedAttention(PrunableAttention):
     """Stands in for ``nn.MultiheadAttention(batch_first=True)`` where it is self-attention."""
 
-    layout = HeadLayout(packed=("in_proj_weight", "in_proj_bias"), projection="out_proj")
+    layout = HeadLayout(packed=("in_proj.weight", "in_proj.bias"), projection="out_proj")
 
     def __init__(self, source: nn.MultiheadAttention) -> None:
         """Take over the parameters of ``source``; they are shared, not copied."""
         super().__init__()
         self.num_heads, self.head_dim = source.num_heads, source.head_dim
         self.dropout = source.dropout
-        self.in_proj_weight = source.in_proj_weight
-        self.in_proj_bias = source.in_proj_bias
-        self.out_proj = _linear(source.out_proj)
+        weight, bias = source.in_proj_weight, source.in_proj_bias
+        assert weight is not None  # noqa: S101 - what fits() says
+        self.in_proj = _linear(weight, bias)
+        self.out_proj = _linear(source.out_proj.weight, source.out_proj.bias)
 
     @staticmethod
     def fits(source: nn.Module) -> bool:
@@ -125,9 +130,8 @@ class PackedAttention(PrunableAttention):
         """
         if key is not query or value is not query or need_weights:
             raise ValueError("only self-attention without its weights is supported")
-        packed = F.linear(query, self.in_proj_weight, self.in_proj_bias)
         mixed = F.scaled_dot_product_attention(
-            *self._split(packed), dropout_p=self.dropout if self.training else 0.0
+            *self._split(self.in_proj(query)), dropout_p=self.dropout if self.training else 0.0
         )
         return self.out_proj(mixed.transpose(1, 2).flatten(2)), None
 
@@ -223,11 +227,22 @@ def install_prunable_heads(model: nn.Module) -> nn.Module:
     return model
 
 
-def _linear(source: nn.Linear) -> nn.Linear:
-    """A plain linear layer with the parameters of a subclass."""
+def own_names(model: nn.Module, state: Mapping[str, _Value]) -> dict[str, _Value]:
+    """A state by this model's names, where it was saved before its attention was replaced."""
+    renamed = {}
+    for path, module in model.named_modules():
+        if isinstance(module, PackedAttention):
+            prefix = f"{path}." if path else ""
+            for name in ("weight", "bias"):
+                renamed[f"{prefix}in_proj_{name}"] = f"{prefix}in_proj.{name}"
+    return {renamed.get(name, name): tensor for name, tensor in state.items()}
+
+
+def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    """A plain linear layer of these parameters."""
     with torch.device("meta"):
-        plain = nn.Linear(source.in_features, source.out_features, source.bias is not None)
-    plain.weight, plain.bias = source.weight, source.bias
+        plain = nn.Linear(weight.shape[1], weight.shape[0], bias is not None)
+    plain.weight, plain.bias = cast(nn.Parameter, weight), cast(nn.Parameter, bias)
     return plain
 
 

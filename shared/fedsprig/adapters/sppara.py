@@ -1,0 +1,86 @@
+"""SPPaRA, the parallel channel adapter: a matrix of full rank at the centre tap.
+
+The parallel residual adapter (Rebuffi et al. 2018, "Efficient parametrization of multi-domain deep
+neural networks") with the masks of Structured Pruning Adapters (Hedegaard et al., arXiv
+2211.10155)::
+
+    W' = W * (m_out m_in^T) + D * (m_out m_in^T),    D [out, in]
+
+D lies at one tap of a kernel, the centre ``(height // 2, width // 2)``. As with SPLoRA the masks
+are not multiplied in: a sub-network is cut, and D with it. D starts at zero. A linear layer and a
+1x1 convolution have one tap: there SPPaRA trains as much as full fine-tuning does, apart from W,
+which stays what the other tasks share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from fedsprig.adapters.layer import Site
+from fedsprig.adapters.tap import TapConv, TapLayer, TapLinear
+
+
+class SPPaRALayer(TapLayer):
+    """What convolutions and linear layers share.
+
+    Attributes:
+        weight: W, frozen, as in the plain layer.
+        adapter_d: D ``[out, in / groups]``, zero at first.
+    """
+
+    adapter_d: nn.Parameter
+
+    @classmethod
+    def adopt_(cls, source: nn.Module) -> None:
+        """Make an adapted layer of a plain one, in place; D has its dtype and device."""
+        weight = source.get_parameter("weight")
+        source.__class__ = cls
+        source.register_parameter("adapter_d", nn.Parameter(weight.new_zeros(weight.shape[:2])))
+
+    def change(self) -> tuple[Tensor, None]:
+        """Return D."""
+        return self.adapter_d, None
+
+
+class SPPaRAConv1d(SPPaRALayer, TapConv, nn.Conv1d):
+    """A 1-D convolution with SPPaRA."""
+
+    plain = nn.Conv1d
+    weight: Tensor
+
+
+class SPPaRAConv2d(SPPaRALayer, TapConv, nn.Conv2d):
+    """A 2-D convolution with SPPaRA."""
+
+    plain = nn.Conv2d
+    weight: Tensor
+
+
+class SPPaRALinear(SPPaRALayer, TapLinear, nn.Linear):
+    """A linear layer with SPPaRA."""
+
+    plain = nn.Linear
+    weight: Tensor
+
+
+class SPPaRA:
+    """The kind: plain convolutions and linear layers, and no subclass, as with SPLoRA."""
+
+    freezes = True
+    _layers: ClassVar[dict[type[nn.Module], type[SPPaRALayer]]] = {
+        nn.Conv1d: SPPaRAConv1d,
+        nn.Conv2d: SPPaRAConv2d,
+        nn.Linear: SPPaRALinear,
+    }
+
+    def fits(self, module: nn.Module) -> bool:
+        """Whether the module is a plain convolution or linear layer."""
+        return type(module) in self._layers
+
+    def adapt_(self, layers: Mapping[str, tuple[nn.Module, Site]]) -> None:
+        """Attach D; rank, seed and ``train_a`` do not concern it."""
+        for module, _ in layers.values():
+            self._layers[type(module)].adopt_(module)
