@@ -118,6 +118,50 @@ def _one_shot(
         print(f"{name:<44} {seconds:8.3f} s{aim}")
 
 
+@bench.command("fine-pruning")
+def _fine_pruning(
+    data: Annotated[
+        str, typer.Option(help="An .npz file with splits train and test, or digits or fashion.")
+    ] = "digits",
+    model: Annotated[str, typer.Option(help="Base model.")] = "sprig20",
+    weights: Annotated[str, typer.Option(help="Its weights: a name or a file.")] = "shipped",
+    seeds: Annotated[int, typer.Option(min=1, help="Repetitions.")] = 3,
+    arm: Annotated[
+        list[str] | None, typer.Option(help="Who is compared; repeatable; all by default.")
+    ] = None,
+    pictures: Annotated[int, typer.Option(min=64, help="Training pictures, at most.")] = 20_000,
+    test_pictures: Annotated[int, typer.Option(min=1, help="Test pictures, at most.")] = 4_000,
+    first_steps: Annotated[int, typer.Option(min=1, help="Steps before the first cut.")] = 60,
+    steps: Annotated[int, typer.Option(min=1, help="Steps after a cut.")] = 40,
+    reported_steps: Annotated[int, typer.Option(min=1, help="After those to 30 and 10 %.")] = 120,
+    out: Annotated[Path, typer.Option(help="Folder; what it holds is not computed again.")] = Path(
+        "runs/fine-pruning"
+    ),
+    json_file: Json = None,
+) -> None:
+    """Compare adapters and fine-pruning at 30 and 10 % of the filters: hours on two cores."""
+    from fedsprig_sim.benchmarks import fine_pruning
+
+    with show_progress(Console(stderr=True)) as progress:
+        figures = fine_pruning.run(
+            out,
+            data=data,
+            model=model,
+            weights=weights,
+            seeds=seeds,
+            arms=arm or tuple(fine_pruning.ARMS),
+            pictures=pictures,
+            test_pictures=test_pictures,
+            course=fine_pruning.Course(
+                first_steps=first_steps, steps=steps, reported_steps=reported_steps
+            ),
+            progress=progress,
+        )
+    if json_file is not None:
+        write_bytes(json_file, (json.dumps(figures, indent=1) + "\n").encode())
+    print(fine_pruning.table(figures["arms"]))
+
+
 def _run(
     scenario: Scenario,
     seed: int | None,
