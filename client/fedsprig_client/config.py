@@ -22,6 +22,11 @@ An example::
     # Hard limits; ratios are of the base model.
     [budget]
     macs_ratio = 0.25
+
+    # The base model, where it is kept here: then sub-networks are cut from it, not downloaded.
+    [base]
+    model = "torchvision/resnet18"
+    weights = "resnet18.safetensors"
 """
 
 from __future__ import annotations
@@ -47,6 +52,10 @@ SOURCE_KEYS: Final[Mapping[str, type]] = {
 """Keys of the tables ``data`` and ``evaluation``."""
 
 
+BASE_KEYS: Final[Mapping[str, type]] = {"model": str, "weights": str, "image_size": int}
+"""Keys of the table ``base``."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceConfig:
     """A device's settings; see the module's example.
@@ -58,6 +67,8 @@ class DeviceConfig:
         store: Folder of what the device keeps between messages.
         evaluation: The same for pictures that are never trained on; ``None``: a fifth of ``data``.
         budget: Hard limits by name.
+        base: Arguments of :meth:`fedsprig.bases.BaseWeights.load`, where the device keeps the base
+            model: it must be the server's own, to the bit.
         threads: Of computation; 0: as many as there are cores.
         secret: 64 hexadecimal digits that the noise on sketches is drawn from. Only for
             simulations, which must give the same result every time: without it the device makes a
@@ -70,6 +81,7 @@ class DeviceConfig:
     store: Path
     evaluation: Mapping[str, Any] | None = None
     budget: Mapping[str, float] = field(default_factory=dict)
+    base: Mapping[str, Any] | None = None
     threads: int = 0
     secret: str | None = field(default=None, repr=False)
 
@@ -90,11 +102,13 @@ class DeviceConfig:
         except DataError as error:
             raise DataError(f"{path}: {error}") from error
         to_wire(raw.get("budget", {}))
-        base = path.parent
+        folder = path.parent
         for key in ("data", "evaluation"):
             if "path" in raw.get(key, {}):
-                raw[key] = raw[key] | {"path": base / raw[key]["path"]}
-        return cls(**{**raw, "store": base / raw.get("store", "store")})
+                raw[key] = raw[key] | {"path": folder / raw[key]["path"]}
+        if raw.get("base", {}).get("weights", "").endswith(".safetensors"):
+            raw["base"] = raw["base"] | {"weights": folder / raw["base"]["weights"]}
+        return cls(**{**raw, "store": folder / raw.get("store", "store")})
 
 
 def _check(raw: Mapping[str, Any], known: set[str]) -> None:
@@ -105,7 +119,7 @@ def _check(raw: Mapping[str, Any], known: set[str]) -> None:
             raise DataError(f"the key {key!r} is missing: add it")
     for key in ("name", "task", "store", "secret"):
         _require_type(raw, key, str, key)
-    for key in ("data", "evaluation", "budget"):
+    for key in ("data", "evaluation", "budget", "base"):
         if key in raw and not isinstance(raw[key], dict):
             raise DataError(f"{key!r} must be a table: write [{key}]")
     for table in ("data", "evaluation"):
@@ -117,6 +131,12 @@ def _check(raw: Mapping[str, Any], known: set[str]) -> None:
             raise DataError(f"[{table}] has no key 'kind': add it")
         for key, kind in SOURCE_KEYS.items():
             _require_type(source, key, kind, f"{table}.{key}")
+    if "base" in raw:
+        _require_known(raw["base"], set(BASE_KEYS), "key of [base]")
+        for key, kind in BASE_KEYS.items():
+            if key not in raw["base"] and key != "image_size":
+                raise DataError(f"[base] has no key {key!r}: add it")
+            _require_type(raw["base"], key, kind, f"base.{key}")
     _require_type(raw, "threads", int, "threads")
     if raw.get("threads", 0) < 0:
         raise DataError(f"threads is {raw['threads']}: use 0 for all cores, or a number above")

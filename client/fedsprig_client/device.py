@@ -8,6 +8,7 @@ twice gets the same answer twice.
 from __future__ import annotations
 
 import hmac
+import logging
 import math
 import os
 import time
@@ -23,6 +24,7 @@ from fedsprig.adapters import adapter_state, is_statistic, load_adapter_state
 from fedsprig.adapters.factors import TRAINS, held
 from fedsprig.artifacts import pack
 from fedsprig.artifacts.digest import digest, state_digest
+from fedsprig.bases import BaseWeights
 from fedsprig.errors import FedsprigError, MessageError, StaleUpdateError
 from fedsprig.graph import shrink_plan
 from fedsprig.models import ModelCard
@@ -43,13 +45,14 @@ from fedsprig.training import (
     require_classes,
     to_tensor,
 )
-from fedsprig.updates import decode_state, encode_update
+from fedsprig.updates import decode_state, encode_state, encode_update
 from fedsprig.wire import DESCRIBE, EVALUATE, INSTALL, PROFILE, ROUND, Envelope, parse
 from fedsprig.wire import device_pb2 as pb
 from fedsprig.wire.budgets import to_wire
 from fedsprig_client.config import DeviceConfig
 from fedsprig_client.store import DeviceStore
 
+log = logging.getLogger(__name__)
 HELD_OUT = 0.2
 SCORING_BATCH = 32
 
@@ -112,6 +115,17 @@ class Device:
         check = read(**self.config.evaluation)
         return data, check.only(data.classes)
 
+    @cached_property
+    def _base(self) -> BaseWeights | None:
+        """The base model, where it is kept here and can be read: without it, weights are sent."""
+        if self.config.base is None:
+            return None
+        try:
+            return BaseWeights.load(**self.config.base)
+        except FedsprigError as error:
+            log.warning("device %s goes on without its base model: %s", self.config.name, error)
+            return None
+
     def _tensors(self, card: ModelCard, data: ImageSet) -> tuple[Tensor, Tensor]:
         return to_tensor(data.images, card), torch.from_numpy(data.labels)
 
@@ -126,13 +140,14 @@ class Device:
             cores=os.cpu_count() or 1,
             memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
             plans=self.store.plans(),
+            bases=[self._base.digest] if self._base else [],
         )
         return Envelope(PROFILE, reply.SerializeToString())
 
     def _describe(self, request: Envelope) -> Envelope:
         started = time.perf_counter()
         wanted = parse(pb.DescribeRequest, request.body)
-        if digest(request.blob) != wanted.probe:
+        if digest(request.blob) != (wanted.sent or wanted.probe):
             raise MessageError("the probe is another than the message names: send it again")
         probe = self._build(request.blob)
         images, labels = self._tensors(probe.card, self.pictures)
@@ -217,6 +232,8 @@ class Device:
         started = time.perf_counter()
         wanted = parse(pb.EvaluateRequest, request.body)
         network, _ = self._load(wanted.run, wanted.adapter, request.blob)
+        trained = adapter_state(network.module)
+        self.store.keep_adapter(wanted.run, encode_state(trained, "float32"))
         reply = pb.EvaluateReply(evaluation=self._check(network))
         blob = b""
         if wanted.scorer:
@@ -233,7 +250,14 @@ class Device:
         return pb.Evaluation(accuracy=found.accuracy, loss=found.loss, pictures=found.pictures)
 
     def _build(self, package: bytes) -> SubNetwork:
-        return build_subnetwork(package, plan_of=self.store.plan, keep_plan=self.store.keep_plan)
+        return build_subnetwork(
+            package,
+            plan_of=self.store.plan,
+            keep_plan=self.store.keep_plan,
+            base_of=lambda wanted: (
+                self._base.state if self._base and self._base.digest == wanted else None
+            ),
+        )
 
     def _load(self, run: str, wanted: str, blob: bytes) -> tuple[SubNetwork, dict[str, np.ndarray]]:
         network = self._build(self.store.package(run))

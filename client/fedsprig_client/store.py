@@ -1,4 +1,4 @@
-"""What a device keeps between messages: group plans, one package per run, and its secret.
+"""What a device keeps between messages: group plans, a package and an adapter per run, its secret.
 
 Every file is written beside its place, synced and renamed, so that a device that loses power finds
 the old file or the new one. Names from outside never become paths: runs are stored under the digest
@@ -8,26 +8,32 @@ of their name.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import secrets
 from pathlib import Path
 
+import numpy as np
+
+from fedsprig.artifacts import pack, unpack
 from fedsprig.artifacts.digest import digest
 from fedsprig.artifacts.files import read_bytes, write_bytes
 from fedsprig.errors import ArtifactError, DigestMismatchError, MissingNetworkError
 
+log = logging.getLogger(__name__)
 MAX_BYTES = 1 << 30
 MAX_RUNS = 64
 SECRET_BYTES = 32
 
 
 class DeviceStore:
-    """A folder of plans, packages and the secret."""
+    """A folder of plans, packages, adapters and the secret."""
 
     def __init__(self, folder: Path) -> None:
         self._secret = folder / "secret"
         self._plans = folder / "plans"
         self._runs = folder / "runs"
+        self._adapters = folder / "adapters"
         for part in (self._plans, self._runs):
             part.mkdir(parents=True, exist_ok=True)
 
@@ -54,14 +60,35 @@ class DeviceStore:
     def keep_package(self, run: str, data: bytes) -> None:
         """Keep the package of a run; a second one takes the first one's place.
 
-        Of all packages the ``MAX_RUNS`` that were kept last stay.
+        Of all packages the ``MAX_RUNS`` that were kept last stay, with their adapters. What was
+        trained with another package of the run goes.
         """
-        kept = self._run(run)
-        write_bytes(kept, digest(data).encode() + data)
+        kept, written = self._run(run), digest(data).encode() + data
+        if kept.exists() and read_bytes(kept, max_bytes=MAX_BYTES) != written:
+            (self._adapters / kept.name).unlink(missing_ok=True)
+        write_bytes(kept, written)
         others = [path for path in self._runs.iterdir() if len(path.name) == 64 and path != kept]
         others.sort(key=lambda path: (path.stat().st_mtime_ns, path.name))
         for path in others[: max(0, len(others) + 1 - MAX_RUNS)]:
+            (self._adapters / path.name).unlink(missing_ok=True)
             path.unlink(missing_ok=True)
+
+    def keep_adapter(self, run: str, state: bytes) -> None:
+        """Keep what a run has trained, to be used when the run is over; a later one replaces it."""
+        data = pack({"state": np.frombuffer(state, np.uint8)}, {"run": run})
+        write_bytes(self._adapters / self._run(run).name, digest(data).encode() + data)
+
+    def adapters(self) -> dict[str, bytes]:
+        """What runs have trained, by run, in the order of the names; damaged files are left out."""
+        found = {}
+        for path in self._adapters.glob("?" * 64):
+            data = read_bytes(path, max_bytes=MAX_BYTES)
+            if digest(data[64:]).encode() != data[:64]:
+                log.warning("%s: damaged on disk, left out", path)
+                continue
+            arrays, metadata = unpack(data[64:])
+            found[metadata["run"]] = arrays["state"].tobytes()
+        return dict(sorted(found.items()))
 
     def secret(self) -> bytes:
         """Random bytes that are made once and never leave the device, readable by its owner alone.

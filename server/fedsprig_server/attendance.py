@@ -12,8 +12,9 @@ from fedsprig_server.cohort import Cohort
 from fedsprig_server.config import RoundsConfig
 from fedsprig_server.ledger import Ledger
 from fedsprig_server.lobby import Member
-from fedsprig_server.networks import Networks
+from fedsprig_server.networks import LOST, Networks
 from fedsprig_server.scheduler import Answer, Ask
+from fedsprig_server.transport import Request
 
 Read = TypeVar("Read")
 log = logging.getLogger(__name__)
@@ -88,23 +89,53 @@ class Attendance:
         ledger: Ledger,
         read: Callable[[str, Envelope], Read],
         networks: Networks | None = None,
+        *,
+        whole: Callable[[str], Envelope | None] = lambda device: None,
     ) -> Generator[Ask, list[Answer], dict[str, Read]]:
-        """As :meth:`Cohort.ask`; with ``networks``, who has lost the network gets it again."""
+        """As :meth:`Cohort.ask`, but devices that lack what a message relies on are helped.
+
+        Args:
+            messages: What devices are asked, by name.
+            ledger: Told of what is sent.
+            read: Makes something of an answer.
+            networks: Where messages rely on a network: who has lost it gets it again.
+            whole: Where messages leave out what a device said it holds: the same with all of it, by
+                name, for one that turns out not to hold it.
+        """
         asking = self._cohort.ask(messages, ledger, read)
         try:
             ask = next(asking)
         except RunError as error:  # too few devices: say why they are so few
             raise next(iter(self.left_out.values()), error) from None
-        if networks is None:
-            answers = yield ask
-        else:
+        if networks is not None:
             answers = yield from networks.answered(ask, self._nodes, ledger)
+        else:
+            answers = yield from self._answered(ask, whole, ledger)
         try:
             asking.send(answers)
         except StopIteration as end:
             taken: dict[str, Read] = end.value
             return taken
         raise RunError("a cohort asked twice")
+
+    def _answered(
+        self, ask: Ask, whole: Callable[[str], Envelope | None], ledger: Ledger
+    ) -> Generator[Ask, list[Answer], list[Answer]]:
+        """Ask; who lacks what its message left out is asked again, once, with all of it."""
+        answers = yield ask
+        again = {
+            item.node: message
+            for item in answers
+            if item.refusal.startswith(LOST) and (message := whole(self._nodes[item.node]))
+        }
+        if not again:
+            return answers
+        requests = [Request(node, message) for node, message in again.items()]
+        second = {a.node: a for a in (yield Ask(requests, ask.deadline_seconds, good=ask.good))}
+        for node, message in again.items():
+            down = len(message.body) + len(message.blob)
+            ledger.sent(self._nodes[node], message.kind, down, 0)
+        return [second.get(answer.node, answer) for answer in answers]
 
 
 def _words(limits: Mapping[str, float]) -> str:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fedsprig.adapters import is_statistic
-from fedsprig.artifacts.digest import state_digest
+from fedsprig.bases import BaseWeights, leave_out_base
 from fedsprig.errors import PlanError
 from fedsprig.graph import GroupPlan, materialize, trace_groups
 from fedsprig.masks import Budget, Mask, peak_of, plan_macs, plan_parameters, solve
@@ -79,18 +79,13 @@ class Base:
         card = replace(card, input_size=image_size or card.input_size)
         size = card.input_size
         module = build(name, num_classes=2, weights=weights, image_size=size)
-        state = {
-            key: value.numpy().copy()
-            for key, value in module.state_dict().items()
-            if key.rpartition(".")[0] != card.head and not key.endswith("num_batches_tracked")
-        }
-        digest = state_digest(state)
-        stored = stored_plan(digest)
+        own = BaseWeights.of(name, module, card.head)
+        stored = stored_plan(own.digest)
         if stored is None:
             plan = trace_groups(module, torch.zeros(1, 3, size, size), name=name)
         else:
             plan = GroupPlan.from_bytes(stored)
-        return cls(module, card, plan, state, digest)
+        return cls(module, card, plan, own.state, own.digest)
 
     def macs(self, mask: Mask) -> int:
         """Multiply-accumulates of one picture through the sub-network."""
@@ -124,6 +119,10 @@ class Base:
         return pack_subnetwork(
             self.plan, mask, self.state, num_classes=2, adapter=None, statistics=statistics
         )
+
+    def shorten(self, package: bytes, *, with_plan: bool) -> bytes:
+        """The package for a device that keeps this base; see ``fedsprig.bases.leave_out_base``."""
+        return leave_out_base(package, self.plan, self.state, self.digest, with_plan=with_plan)
 
 
 def _check_plan(plan: GroupPlan, card: ModelCard, module: nn.Module) -> None:

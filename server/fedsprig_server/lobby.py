@@ -34,6 +34,7 @@ class Member:
         limits: Its budget as it stated it; devices with equal limits share a mask.
         budget: The same in absolute numbers.
         plans: Digests of the group plans that it holds.
+        bases: Digests of the base models that it holds.
     """
 
     device: str
@@ -43,6 +44,7 @@ class Member:
     limits: Mapping[str, float]
     budget: Budget
     plans: frozenset[str]
+    bases: frozenset[str] = frozenset()
 
 
 @dataclass(slots=True)
@@ -221,6 +223,7 @@ def read_member(profile: pb.ProfileReply, node: int, plan: GroupPlan) -> Member:
         limits,
         from_wire(profile.budget, plan.with_num_classes(len(classes))),
         frozenset(profile.plans),
+        frozenset(profile.bases),
     )
 
 

@@ -8,7 +8,12 @@ from typing import Any
 from numpy.typing import NDArray
 
 from fedsprig.artifacts.digest import state_digest
-from fedsprig.errors import DigestMismatchError, FedsprigError, MissingNetworkError
+from fedsprig.errors import (
+    DigestMismatchError,
+    FedsprigError,
+    MissingNetworkError,
+    MissingPartError,
+)
 from fedsprig.subnetwork import AdapterConfig, pack_subnetwork
 from fedsprig.updates import decode_state, encode_state
 from fedsprig.wire import INSTALL, Envelope
@@ -24,7 +29,10 @@ from fedsprig_server.scheduler import Answer, Ask
 from fedsprig_server.transport import Request
 
 Array = NDArray[Any]
-LOST = tuple(f"{error.__name__}: " for error in (MissingNetworkError, DigestMismatchError))
+LOST = tuple(
+    f"{error.__name__}: " for error in (MissingNetworkError, MissingPartError, DigestMismatchError)
+)
+"""How a refusal begins that a whole package mends."""
 
 
 class Networks:
@@ -51,23 +59,38 @@ class Networks:
         self._config = config
         self._adapter = adapter
         self._num_classes = num_classes
-        self._packages: dict[tuple[str, bool], bytes] = {}
+        self._packages: dict[tuple[str, bool, bool], bytes] = {}
 
-    def message(self, device: str, *, with_plan: bool) -> Envelope:
-        """The package of a device; devices with equal masks share the bytes."""
-        key = (self.cuts[device].stratum, with_plan)
-        if key not in self._packages:
-            self._packages[key] = pack_subnetwork(
-                self._base.plan,
-                self.cuts[device].mask,
-                self._base.state,
-                num_classes=self._num_classes,
-                adapter=self._adapter,
-                codec=self._config.weights_codec,
-                with_plan=with_plan,
-            )
+    def message(self, device: str, *, with_plan: bool, with_weights: bool = True) -> Envelope:
+        """The package of a device; devices with equal masks share the bytes.
+
+        Args:
+            device: Its name.
+            with_plan: Leave the plan out where the device is known to hold it.
+            with_weights: Leave the weights out where it holds the base model.
+        """
         wanted = pb.InstallRequest(run=self.run, seed=self._config.seed)
-        return Envelope(INSTALL, wanted.SerializeToString(), self._packages[key])
+        package = self._package(self.cuts[device], with_plan, with_weights)
+        return Envelope(INSTALL, wanted.SerializeToString(), package)
+
+    def _package(self, cut: Cut, with_plan: bool, with_weights: bool) -> bytes:
+        key = (cut.stratum, with_plan, with_weights)
+        if key not in self._packages:
+            if with_weights:
+                package = pack_subnetwork(
+                    self._base.plan,
+                    cut.mask,
+                    self._base.state,
+                    num_classes=self._num_classes,
+                    adapter=self._adapter,
+                    codec=self._config.weights_codec,
+                    with_plan=with_plan,
+                )
+            else:
+                whole = self._package(cut, with_plan, True)
+                package = self._base.shorten(whole, with_plan=with_plan)
+            self._packages[key] = package
+        return self._packages[key]
 
     def read(self, device: str, answer: Envelope) -> Installed:
         """Check the answer of a device to its package; errors as in :func:`read_installed`."""

@@ -15,7 +15,7 @@ import numpy as np
 from fedsprig.artifacts.digest import digest
 from fedsprig.graph import shrink_plan
 from fedsprig.tasks import TaskSketch
-from fedsprig.wire import DESCRIBE, EVALUATE, INSTALL, ROUND, Envelope
+from fedsprig.wire import DESCRIBE, EVALUATE, INSTALL, ROUND, Envelope, parse
 from fedsprig.wire import device_pb2 as pb
 from fedsprig_server.arms import ARMS, Arm
 from fedsprig_server.attendance import Attendance
@@ -75,6 +75,8 @@ class Specialisation:
         self._visible = visible
         self._num_classes = len(self._here.classes)
         self._holding = {m.device for m in members if base.plan.digest in m.plans}
+        self._keeping = {m.device for m in members if base.digest in m.bases}
+        self._probes: dict[bool, Envelope] = {}
 
     def run(self) -> Flow:
         """Describe, then every arm, each to its end."""
@@ -91,9 +93,9 @@ class Specialisation:
         ledger = Ledger()
         probe, probe_plan = digest(self._probe), plan_of(self._probe, self._base.plan)
         wanted = pb.DescribeRequest(probe=probe, noise=self._config.sketch_noise)
-        message = Envelope(DESCRIBE, wanted.SerializeToString(), self._probe)
+        whole = Envelope(DESCRIBE, wanted.SerializeToString(), self._probe)
         answers = yield from self._here.ask(
-            dict.fromkeys(self._here.members, message),
+            {device: self._short(device, whole) for device in self._here.members},
             ledger,
             lambda _, answer: read_sketch(
                 answer,
@@ -101,6 +103,7 @@ class Specialisation:
                 probe=probe,
                 plan=probe_plan,
             ),
+            whole=lambda device: whole if device in self._keeping else None,
         )
         sketches = []
         for device, (sketch, seconds) in answers.items():
@@ -149,6 +152,19 @@ class Specialisation:
         self._library.save_run(run)
         return run
 
+    def _short(self, device: str, whole: Envelope) -> Envelope:
+        """The probe's message without what the device holds: equal devices share the bytes."""
+        if device not in self._keeping:
+            return whole
+        with_plan = device not in self._holding
+        if with_plan not in self._probes:
+            package = self._base.shorten(whole.blob, with_plan=with_plan)
+            wanted = parse(pb.DescribeRequest, whole.body)
+            wanted.sent = digest(package)
+            body = wanted.SerializeToString()
+            self._probes[with_plan] = Envelope(DESCRIBE, body, package)
+        return self._probes[with_plan]
+
     def _arm(self, arm: Arm, described: Run, row: Run | None) -> Flow:
         """Cut, install, train and evaluate one arm, from wherever it was left."""
         name = arm_name(self.task, arm.name)
@@ -193,10 +209,22 @@ class Specialisation:
     ) -> Generator[Ask, list[Answer], dict[str, Installed]]:
         """Send every device its sub-network; class means and statistics come back."""
         messages = {
-            device: networks.message(device, with_plan=device not in self._holding)
+            device: networks.message(
+                device,
+                with_plan=device not in self._holding,
+                with_weights=device not in self._keeping,
+            )
             for device in networks.cuts
         }
-        installed = yield from self._here.ask(messages, ledger, networks.read)
+        shorter = self._holding | self._keeping
+        installed = yield from self._here.ask(
+            messages,
+            ledger,
+            networks.read,
+            whole=lambda device: (
+                networks.message(device, with_plan=True) if device in shorter else None
+            ),
+        )
         for device, reply in installed.items():
             ledger.worked(device, INSTALL, reply.seconds)
         return installed

@@ -153,6 +153,12 @@ class MissingNetworkError(MessageError):
     exit_code = 55
 
 
+class MissingPartError(MessageError):
+    """A package that leaves out a plan or a base model that the device does not have."""
+
+    exit_code = 56
+
+
 class ScenarioError(FedsprigError):
     """A scenario file that cannot be run."""
 

@@ -1,8 +1,9 @@
 """The sub-network as it travels: packed by the server, built on a device without the base model.
 
-A package holds the base model's name, the mask as bits, the group plan (or only its digest where
-the device has it), the kept weights quantised, and the adapter's settings. Building it allocates
-the small network only: the base exists as shapes on the meta device. Nothing in a package is code.
+A package holds the base model's name, the mask as bits, the group plan, the kept weights quantised,
+and the adapter's settings; plan and weights are left out where the device has them
+(:mod:`fedsprig.bases`). Building it allocates the small network only: the base exists as shapes on
+the meta device. Nothing in a package is code.
 """
 
 from __future__ import annotations
@@ -16,11 +17,12 @@ from numpy.typing import NDArray
 from torch import nn
 
 from fedsprig.adapters import attach
-from fedsprig.errors import LimitError, MessageError
+from fedsprig.bases import belongs_to_base, is_of_head, weights_of
+from fedsprig.errors import LimitError, MessageError, MissingPartError
 from fedsprig.graph import GroupPlan, KeptIndex, kept_index, load_small, materialize, restrict
 from fedsprig.masks import Mask
 from fedsprig.models import ModelCard, build, describe
-from fedsprig.updates import decode_state, encode_state
+from fedsprig.updates import encode_state
 from fedsprig.wire import device_pb2 as pb
 from fedsprig.wire import parse
 
@@ -87,11 +89,7 @@ def pack_subnetwork(
         statistics: Normalisation statistics of the cut network, which take the place of the base's.
     """
     index = kept_index(plan, mask)
-    kept = {
-        name: value
-        for name, value in state.items()
-        if not _of_head(name, plan.head) and not name.endswith("num_batches_tracked")
-    }
+    kept = {name: value for name, value in state.items() if belongs_to_base(name, plan.head)}
     package = pb.SubNetwork(
         model=plan.model,
         num_classes=num_classes,
@@ -118,6 +116,7 @@ def build_subnetwork(
     *,
     plan_of: Callable[[str], bytes | None],
     keep_plan: Callable[[bytes], None] = lambda plan: None,
+    base_of: Callable[[str], Mapping[str, Array] | None] = lambda base_digest: None,
 ) -> SubNetwork:
     """Build the network of a package, in evaluation mode, its classifier all zero.
 
@@ -125,9 +124,11 @@ def build_subnetwork(
         data: Bytes of :func:`pack_subnetwork`, possibly from outside.
         plan_of: Finds the bytes of a plan by digest where the package leaves it out.
         keep_plan: Given the bytes of a plan that the package brings, once they are checked.
+        base_of: Finds the base model's weights by digest where the package leaves them out.
 
     Raises:
-        MessageError: No package, or one whose plan is missing or another than it says.
+        MissingPartError: What the package leaves out is not here.
+        MessageError: No package, or one whose plan is another than it says.
         FedsprigError: A part that is malformed, by its own named error.
     """
     package = parse(pb.SubNetwork, data)
@@ -135,7 +136,7 @@ def build_subnetwork(
         raise LimitError(f"{package.num_classes} classes: a task has 1 to {MAX_CLASSES:,}")
     plan_bytes = package.plan or plan_of(package.plan_digest)
     if plan_bytes is None:
-        raise MessageError(
+        raise MissingPartError(
             f"the group plan {package.plan_digest[:12]} is not here: ask for a package "
             "with its plan"
         )
@@ -148,16 +149,7 @@ def build_subnetwork(
     card = replace(describe(package.model), input_size=size)
     mask = Mask.from_bytes(package.mask, plan)
     index = kept_index(plan, mask)
-    full = build(package.model, num_classes=package.num_classes, device="meta", image_size=size)
-    plan = plan.with_num_classes(package.num_classes)
-    module = materialize(full, plan, mask)
-    weights = decode_state(package.weights)
-    for name, tensor in module.state_dict().items():
-        if name.endswith("num_batches_tracked"):
-            weights[name] = np.zeros((), np.int64)
-        elif _of_head(name, plan.head):
-            weights[name] = np.zeros(tuple(tensor.shape), np.float32)
-    module = load_small(module, weights).eval()
+    weights = weights_of(package, plan, index, base_of)
     adapter = None
     if package.HasField("adapter"):
         settings = package.adapter
@@ -170,8 +162,45 @@ def build_subnetwork(
             train_a=settings.train_a,
             local_statistics=settings.local_statistics,
         )
-        module = attach_configured(module, adapter, plan, index)
+    plan = plan.with_num_classes(package.num_classes)
+    module = assemble(plan, mask, weights, num_classes=package.num_classes, adapter=adapter)
     return SubNetwork(module, card, plan, mask, index, adapter)
+
+
+def assemble(
+    plan: GroupPlan,
+    mask: Mask,
+    weights: Mapping[str, Any],
+    *,
+    num_classes: int,
+    adapter: AdapterConfig | None,
+) -> nn.Module:
+    """The small network of weights that are cut already, in evaluation mode.
+
+    Args:
+        plan: The base model's, with a classifier for ``num_classes``.
+        mask: What cut the weights.
+        num_classes: The task's.
+        weights: Arrays or tensors by name, without classifier (which starts as zeros) and counters;
+            the network takes tensors over without a copy.
+        adapter: What to attach, if anything.
+
+    Raises:
+        FedsprigError: Weights that do not fit, or an adapter that cannot be attached.
+    """
+    size = plan.input_shape[-1]
+    full = build(plan.model, num_classes=num_classes, device="meta", image_size=size)
+    module = materialize(full, plan, mask)
+    zeros: dict[str, Any] = {}
+    for name, tensor in module.state_dict().items():
+        if name.endswith("num_batches_tracked"):
+            zeros[name] = np.zeros((), np.int64)
+        elif is_of_head(name, plan.head):
+            zeros[name] = np.zeros(tuple(tensor.shape), np.float32)
+    module = load_small(module, {**weights, **zeros}).eval()
+    if adapter is None:
+        return module
+    return attach_configured(module, adapter, plan, kept_index(plan, mask))
 
 
 def attach_configured(
@@ -188,7 +217,3 @@ def attach_configured(
         kept=index,
         shapes=plan.shapes,
     )
-
-
-def _of_head(name: str, head: str) -> bool:
-    return bool(head) and name.rpartition(".")[0] == head

@@ -8,31 +8,35 @@ import numpy as np
 import pytest
 import tomli_w
 import torch
+from safetensors.torch import save_file
 
 from fedsprig.adapters import adapter_state, load_adapter_state
 from fedsprig.artifacts import unpack
 from fedsprig.artifacts.digest import digest, state_digest
+from fedsprig.bases import BaseWeights, leave_out_base
 from fedsprig.errors import (
     BudgetError,
     DataError,
     FedsprigError,
     MessageError,
+    MissingPartError,
     PlanError,
     StaleUpdateError,
     TooFewClassesError,
 )
-from fedsprig.graph import kept_index, trace_groups
+from fedsprig.graph import GroupPlan, kept_index, trace_groups
 from fedsprig.masks import Mask, ScoreSet
 from fedsprig.models import build
 from fedsprig.subnetwork import AdapterConfig, build_subnetwork, pack_subnetwork
 from fedsprig.tasks import TaskSketch
 from fedsprig.training import evaluate, read, recalibrate, to_tensor
-from fedsprig.updates import decode_update, encode_state
+from fedsprig.updates import decode_state, decode_update, encode_state
 from fedsprig.wire import DESCRIBE, EVALUATE, INSTALL, PROFILE, ROUND, Envelope
 from fedsprig.wire import device_pb2 as pb
 from fedsprig_client import config
 from fedsprig_client.config import DeviceConfig
 from fedsprig_client.device import Device
+from fedsprig_client.store import DeviceStore
 
 MODEL = "cifar_resnet20"
 
@@ -414,6 +418,10 @@ def test_without_evaluation_pictures_a_fifth_is_held_out(folder):
         ({"data": {"kind": "npz", "path": 1}}, DataError, "data.path is 1"),
         ({"evaluation": {"kind": "npz", "size": "8"}}, DataError, "evaluation.size is '8'"),
         ({"evaluation": {"kind": "npz", "device": 1}}, DataError, r"\[evaluation\] 'device'"),
+        ({"base": {"model": "sprig20"}}, DataError, r"\[base\] has no key 'weights'"),
+        ({"base": {"model": 1, "weights": "shipped"}}, DataError, "base.model is 1"),
+        ({"base": {"file": "x"}}, DataError, r"\[base\] 'file': use image_size"),
+        ({"base": "x"}, DataError, r"write \[base\]"),
         ({"budget": {"mac": 1}}, BudgetError, "mac"),
         ({"budget": {"macs": -1}}, BudgetError, "above zero"),
         ({"budget": {"macs": float("nan")}}, BudgetError, "above zero"),
@@ -436,13 +444,18 @@ def test_the_documented_example_is_a_device_file(tmp_path):
         data={"kind": "folder", "path": tmp_path / "pictures"},
         evaluation={"kind": "folder", "path": tmp_path / "check"},
         budget={"macs_ratio": 0.25},
+        base={
+            "model": "torchvision/resnet18",
+            "weights": tmp_path / "resnet18.safetensors",
+        },
         store=tmp_path / "store",
         threads=1,
     )
 
 
-def test_the_keys_of_a_table_are_the_arguments_of_read():
+def test_the_keys_of_a_table_are_the_arguments_of_what_reads_it():
     assert list(config.SOURCE_KEYS) == list(inspect.signature(read).parameters)
+    assert list(config.BASE_KEYS) == list(inspect.signature(BaseWeights.load).parameters)
 
 
 def test_a_secret_is_not_shown(folder):
@@ -499,3 +512,35 @@ def test_a_plan_without_a_picture_size_is_refused(package):
     for shape in ((), (3,), (1, 3, 0, 32)):
         with pytest.raises(PlanError, match="shape"):
             dataclasses.replace(plan, input_shape=shape)
+
+
+def test_it_names_the_base_that_it_keeps_and_cuts_its_network_from_it(folder, package, caplog):
+    module = build(MODEL, num_classes=5)
+    own = BaseWeights.of(MODEL, module, "linear")
+    save_file(module.state_dict(), folder / "base.safetensors")
+    write(folder, base={"model": MODEL, "weights": "base.safetensors"})
+    profile = pb.ProfileReply.FromString(ask(folder, PROFILE, pb.ProfileRequest()).body)
+    assert list(profile.bases) == [own.digest]
+    message = pb.SubNetwork.FromString(package)
+    plan = GroupPlan.from_bytes(message.plan)
+    state = {name: value.numpy() for name, value in module.state_dict().items()}
+    mask = Mask.from_bytes(message.mask, plan)
+    whole = pack_subnetwork(plan, mask, state, num_classes=3, adapter=AdapterConfig(rank=2))
+    short = leave_out_base(whole, plan, own.state, own.digest, with_plan=True)
+    answers = [ask(folder, INSTALL, pb.InstallRequest(run="a"), blob) for blob in (whole, short)]
+    assert answers[0].blob == answers[1].blob
+    (folder / "base.safetensors").unlink()
+    assert not pb.ProfileReply.FromString(ask(folder, PROFILE, pb.ProfileRequest()).body).bases
+    assert "goes on without its base model" in caplog.text
+    with pytest.raises(MissingPartError, match="its weights"):
+        ask(folder, INSTALL, pb.InstallRequest(run="a"), short)
+    assert DeviceStore(folder / "store").package("a") == short
+
+
+def test_it_keeps_what_was_trained_when_the_run_is_over(folder, package):
+    ask(folder, INSTALL, pb.InstallRequest(run="a"), package)
+    state, blob = start(package)
+    assert DeviceStore(folder / "store").adapters() == {}
+    ask(folder, EVALUATE, pb.EvaluateRequest(run="a", adapter=state_digest(state)), blob)
+    (kept,) = DeviceStore(folder / "store").adapters().values()
+    assert state_digest(decode_state(kept)) == state_digest(state)

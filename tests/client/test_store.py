@@ -58,3 +58,42 @@ def test_a_damaged_secret_is_refused_not_replaced(tmp_path):
     (tmp_path / "secret").write_bytes(b"short")
     with pytest.raises(ArtifactError, match="remove it"):
         store.secret()
+
+
+def test_what_runs_have_trained_is_found_by_the_runs_names(tmp_path):
+    store = DeviceStore(tmp_path)
+    assert store.adapters() == {}
+    for run in ("parcels.one_shot", "../letters", "a" * 300):
+        store.keep_package(run, b"package")
+        store.keep_adapter(run, run.encode())
+    store.keep_adapter("parcels.one_shot", b"later")
+    found = DeviceStore(tmp_path).adapters()
+    assert list(found) == sorted(found)
+    assert found["parcels.one_shot"] == b"later"
+    assert found["../letters"] == b"../letters"
+    assert len(found) == 3
+
+
+def test_an_adapter_goes_with_the_package_that_it_was_trained_with(tmp_path):
+    store = DeviceStore(tmp_path)
+    store.keep_package("run", b"one")
+    store.keep_adapter("run", b"trained")
+    store.keep_package("run", b"one")
+    assert store.adapters() == {"run": b"trained"}
+    store.keep_package("run", b"other")
+    assert store.adapters() == {}
+    store.keep_adapter("run", b"trained")
+    for number in range(MAX_RUNS):
+        store.keep_package(f"run {number}", b"x")
+    assert store.adapters() == {}
+
+
+def test_a_damaged_adapter_is_left_out(tmp_path, caplog):
+    store = DeviceStore(tmp_path)
+    for run in ("good", "bad"):
+        store.keep_adapter(run, b"trained")
+    whole = {path: path.read_bytes() for path in (tmp_path / "adapters").iterdir()}
+    (bad,) = (path for path, data in whole.items() if b'"bad"' in data)
+    bad.write_bytes(whole[bad][:-1])
+    assert store.adapters() == {"good": b"trained"}
+    assert "damaged" in caplog.text
