@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final
 
 from fedsprig.masks import ScoreSet
 from fedsprig.scoring import score
@@ -58,7 +58,7 @@ class Arm:
     adapter: Callable[[AdapterConfig], AdapterConfig] = _as_set
     learning_rate: Callable[[RoundsConfig], float] = _rate
     update_codec: str | None = None
-    aggregation: Literal["fixed"] | None = None
+    aggregation: str | None = None
     publishes: bool = False
 
 
@@ -86,7 +86,7 @@ ARMS: Final[Mapping[str, Arm]] = MappingProxyType(
             Arm(
                 name="full_finetune",
                 scores=None,
-                adapter=lambda adapter: AdapterConfig(kind="full", seed=adapter.seed),
+                adapter=lambda adapter: replace(adapter, kind="full", train_a=False),
                 learning_rate=lambda rounds: rounds.full_learning_rate,
                 update_codec="float16",
                 aggregation="fixed",

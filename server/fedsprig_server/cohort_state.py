@@ -4,6 +4,13 @@ Each width (a mask, a stratum) has its own adapter. A device of another width he
 units that both keep, but counts for less: what a unit should compute depends on which other units
 are there (docs/experiments.md, "Averaging across widths"). The head and the normalisation
 statistics read what comes out of a whole network, and are shared within a width alone.
+
+Where every device keeps statistics of its own (``AdapterConfig.local_statistics``), there are none
+in the state: a device measures them on its own pictures from whatever adapter it gets. FedBN (Li et
+al. 2021) keeps scale and shift of the normalisation local too; here they travel and are averaged,
+for three reasons. They train beside B and are scaled against it. A device that was away, or lost
+what it kept, goes on from the adapter alone; and so does one that comes when the task is in the
+library. And an answer stays a function of the request, not of which rounds a device saw.
 """
 
 from __future__ import annotations
@@ -11,11 +18,12 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 from numpy.typing import NDArray
 
 from fedsprig.adapters import adapter_state, is_statistic
+from fedsprig.adapters.factors import Trains
 from fedsprig.artifacts import pack, unpack
 from fedsprig.graph import KeptIndex, restrict
 from fedsprig.models import replace_head
@@ -24,7 +32,8 @@ from fedsprig_server.aggregation import Contribution, aggregate
 from fedsprig_server.base import Base
 
 Array = NDArray[Any]
-Aggregation = Literal["fixed", "refactored"]
+Truncation = Mapping[str, Mapping[str, float]]
+"""Mask digest -> layer -> relative error of its refactored product; empty where none was."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,30 +84,36 @@ class CohortState:
         contributions: Sequence[Contribution],
         *,
         head: str,
-        how: Aggregation = "fixed",
+        trains: Trains = "b",
         sharing: float,
-    ) -> CohortState:
+    ) -> tuple[CohortState, Truncation]:
         """The state after a round; see :func:`fedsprig_server.aggregation.aggregate`.
 
         Args:
             contributions: The devices' adapters after their training.
             head: Module path of the classifier.
-            how: What becomes of A and B.
+            trains: Which factors trained in the round.
             sharing: How much a device of another width counts beside one of the same: from 0 (not
                 at all) to 1 (the same).
+
+        Returns:
+            The state, and what refactoring lost.
         """
         bodies = [_with(item, lambda name: not is_own(name, head)) for item in contributions]
-        body, own = {}, {}
+        body, own, truncation = {}, {}, {}
         for stratum, before in self.body.items():
             helpers = [
                 item if item.stratum == stratum else replace(item, weight=item.weight * sharing)
                 for item in bodies
                 if item.stratum == stratum or sharing > 0
             ]
-            body[stratum], _ = aggregate(before, helpers, a=how)
             members = [item for item in contributions if item.stratum == stratum]
+            within = members[0].index if members else None
+            body[stratum], report = aggregate(before, helpers, trains=trains, within=within)
             own[stratum] = _average_own(self.own[stratum], members, head)
-        return CohortState(body, own)
+            if report.truncation:
+                truncation[stratum] = report.truncation
+        return CohortState(body, own), truncation
 
     def to_bytes(self) -> bytes:
         """One artefact; equal states give equal bytes."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from fedsprig.errors import RunError
-from fedsprig.spelling import unknown
+from fedsprig.spelling import lookup, unknown
 from fedsprig.subnetwork import AdapterConfig
+from fedsprig_server.aggregation import AGGREGATIONS
 from fedsprig_server.arms import ARMS
 
 
@@ -68,7 +69,8 @@ class ServerConfig:
         tasks: Expected number of devices by task.
         arms: What each task is specialised with: ``one_shot``, and what it is compared with.
         adapter: What devices train.
-        aggregation: ``fixed`` (A stays, B is averaged) or ``refactored`` (products are averaged).
+        aggregation: How A and B are averaged, a name of
+            ``fedsprig_server.aggregation.AGGREGATIONS``; the adapter trains A where that does.
         update_codec: How updates are quantised.
         adapter_codec: How the adapter is quantised on its way to the devices.
         weights_codec: How the sub-network's weights are quantised on their way to the devices.
@@ -88,7 +90,7 @@ class ServerConfig:
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     rounds: RoundsConfig = field(default_factory=RoundsConfig)
     selection: SelectionConfig = field(default_factory=SelectionConfig)
-    aggregation: Literal["fixed", "refactored"] = "fixed"
+    aggregation: str = "fixed"
     update_codec: str = "int8"
     adapter_codec: str = "float16"
     weights_codec: str = "float16"
@@ -101,6 +103,17 @@ class ServerConfig:
         """Check what the types cannot say."""
         if strangers := [arm for arm in self.arms if arm not in ARMS]:
             raise RunError(unknown("arm", strangers[0], ARMS))
+        mode = lookup(AGGREGATIONS, self.aggregation, "aggregation", error=RunError)
+        if self.adapter.train_a != mode.trains_a:
+            raise RunError(
+                f"aggregation {mode.name!r} with train_a = {self.adapter.train_a}: "
+                f"set train_a to {mode.trains_a}"
+            )
+        if len(mode.turns) > 1 and 0 < self.rounds.sharing < 1:
+            raise RunError(
+                f"aggregation {mode.name!r} with sharing {self.rounds.sharing}: widths come to "
+                "have an A each, so their B cannot be averaged; use sharing 0 or 1"
+            )
         if not 0 < self.rounds.quorum <= 1:
             raise RunError(f"quorum {self.rounds.quorum}: use a share above 0 and at most 1")
         if not self.tasks or min(self.tasks.values()) < 1:

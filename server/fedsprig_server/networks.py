@@ -95,7 +95,11 @@ class Networks:
     def read(self, device: str, answer: Envelope) -> Installed:
         """Check the answer of a device to its package; errors as in :func:`read_installed`."""
         return read_installed(
-            answer, self._base.plan, self.cuts[device].index, num_classes=self._num_classes
+            answer,
+            self._base.plan,
+            self.cuts[device].index,
+            num_classes=self._num_classes,
+            statistics=not self._adapter.local_statistics,
         )
 
     def start(
@@ -103,7 +107,10 @@ class Networks:
         installed: Mapping[str, Installed],
         pictures: Mapping[str, float],
     ) -> CohortState:
-        """The state right after the cut: base values, head from class means, own statistics."""
+        """The state right after the cut: base values, head from class means, own statistics.
+
+        No statistics where devices keep theirs.
+        """
         heads: dict[str, dict[str, Array]] = {}
         for stratum in sorted({self.cuts[device].stratum for device in installed}):
             replies = [r for device, r in installed.items() if self.cuts[device].stratum == stratum]
@@ -118,7 +125,8 @@ class Networks:
             self.contribution(device, reply.statistics, pictures[device])
             for device, reply in installed.items()
         ]
-        return start.averaged(statistics, head=self._base.plan.head, sharing=0.0)
+        state, _ = start.averaged(statistics, head=self._base.plan.head, sharing=0.0)
+        return state
 
     def sent(self, state: CohortState) -> dict[str, tuple[str, dict[str, Array], bytes]]:
         """Digest, decoded values and bytes of the adapter for every device.

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsprig.adapters import is_statistic
+from fedsprig.adapters.factors import Trains, held
 from fedsprig.artifacts import unpack
 from fedsprig.errors import MessageError, NonFiniteUpdateError
 from fedsprig.graph import GroupPlan, KeptIndex, kept_axes, shrink_plan
@@ -36,7 +37,8 @@ class Installed:
         means: Class means of the head's inputs at the network's width, ``[classes, features]``.
         counts: Pictures per class.
         variance: See :func:`fedsprig.tasks.projected_variance`.
-        statistics: Normalisation statistics on its pictures, at the network's width.
+        statistics: Normalisation statistics on its pictures, at the network's width; empty where
+            devices keep them.
     """
 
     means: Array
@@ -47,9 +49,21 @@ class Installed:
 
 
 def read_installed(
-    answer: Envelope, plan: GroupPlan, index: KeptIndex, *, num_classes: int
+    answer: Envelope,
+    plan: GroupPlan,
+    index: KeptIndex,
+    *,
+    num_classes: int,
+    statistics: bool = True,
 ) -> Installed:
     """Check an answer to ``INSTALL`` against the network that was sent.
+
+    Args:
+        answer: From a device.
+        plan: Of the base model.
+        index: What the device's mask keeps.
+        num_classes: Classes of the task.
+        statistics: Whether normalisation statistics travel.
 
     Raises:
         MessageError: Arrays that are missing, unknown or of other shapes.
@@ -60,7 +74,7 @@ def read_installed(
     expected: dict[str, tuple[int, ...]] = {
         STATISTICS + name: _kept_shape(name, plan, index)
         for name in plan.shapes
-        if is_statistic(name)
+        if statistics and is_statistic(name)
     }
     features = _kept_shape(f"{plan.head}.weight", plan, index)[1]
     expected |= {"prototypes": (num_classes, features), "counts": (num_classes,)}
@@ -140,9 +154,15 @@ def plan_of(package: bytes, plan: GroupPlan) -> GroupPlan:
 
 
 def read_update(
-    answer: Envelope, received: Mapping[str, Array], base_digest: str
+    answer: Envelope, received: Mapping[str, Array], base_digest: str, trains: Trains = "both"
 ) -> tuple[pb.RoundReply, dict[str, Array]]:
     """The reply of a round and the adapter that it leads to: what was received plus the change.
+
+    Args:
+        answer: From a device.
+        received: What it was sent.
+        base_digest: Digest of that.
+        trains: The factors that trained; one that did not is in neither answer nor result.
 
     Raises:
         UpdateError: The update is stale, not finite, too large to count with or of other tensors.
@@ -150,9 +170,10 @@ def read_update(
     """
     reply = parse(pb.RoundReply, answer.body)
     _check_evaluation(reply)
+    stays = held(received, trains)
     delta = decode_update(
         answer.blob,
-        shapes={name: value.shape for name, value in received.items()},
+        shapes={name: value.shape for name, value in received.items() if name not in stays},
         base_digest=base_digest,
     )
     if not math.isfinite(reply.loss):

@@ -17,11 +17,12 @@ from fedsprig.graph import shrink_plan
 from fedsprig.tasks import TaskSketch
 from fedsprig.wire import DESCRIBE, EVALUATE, INSTALL, ROUND, Envelope, parse
 from fedsprig.wire import device_pb2 as pb
+from fedsprig_server.aggregation import AGGREGATIONS
 from fedsprig_server.arms import ARMS, Arm
 from fedsprig_server.attendance import Attendance
 from fedsprig_server.base import Base
 from fedsprig_server.begin import arm_name, begin_arm, cuts_of, limits_of
-from fedsprig_server.cohort_state import Aggregation, CohortState
+from fedsprig_server.cohort_state import CohortState, Truncation
 from fedsprig_server.config import ServerConfig
 from fedsprig_server.ledger import Ledger
 from fedsprig_server.library import Library, Run
@@ -239,6 +240,7 @@ class Specialisation:
     ) -> Generator[Ask, list[Answer], tuple[CohortState, dict[str, float]]]:
         """Send the adapter, collect updates, aggregate."""
         rounds = self._config.rounds
+        trains = AGGREGATIONS[arm.aggregation or self._config.aggregation].trains(number)
         sent = networks.sent(state)
         messages = {}
         for device, (adapter_digest, _, blob) in sent.items():
@@ -258,6 +260,7 @@ class Specialisation:
                     weight_decay=rounds.weight_decay,
                     schedule=rounds.schedule,
                     augment=rounds.augment,
+                    trains=trains,
                 ),
             )
             messages[device] = Envelope(ROUND, wanted.SerializeToString(), blob)
@@ -265,7 +268,7 @@ class Specialisation:
             messages,
             ledger,
             lambda device, answer: (
-                *read_update(answer, sent[device][1], sent[device][0]),
+                *read_update(answer, sent[device][1], sent[device][0], trains),
                 len(answer.blob),
             ),
             networks,
@@ -277,11 +280,11 @@ class Specialisation:
             ledger.reached(device, number - 1, reply.evaluation)
             ledger.updated(device, size)
             losses.append(reply.loss)
-        how: Aggregation = arm.aggregation or self._config.aggregation
-        state = state.averaged(
-            contributions, head=self._base.plan.head, how=how, sharing=rounds.sharing
+        state, truncation = state.averaged(
+            contributions, head=self._base.plan.head, trains=trains, sharing=rounds.sharing
         )
-        return state, {"loss": float(np.mean(losses)), "devices": float(len(losses))}
+        metrics = {"loss": float(np.mean(losses)), "devices": float(len(losses))}
+        return state, metrics | _lost(truncation)
 
     def _evaluate(
         self,
@@ -329,3 +332,11 @@ class Specialisation:
         self._library.commit_round(
             name, number, state.to_bytes(), metrics, {"ledger": ledger.to_json()}
         )
+
+
+def _lost(truncation: Truncation) -> dict[str, float]:
+    """What refactoring lost, over all layers of all widths; nothing where there was none."""
+    errors = [error for layers in truncation.values() for error in layers.values()]
+    if not errors:
+        return {}
+    return {"truncation_worst": max(errors), "truncation_mean": float(np.mean(errors))}

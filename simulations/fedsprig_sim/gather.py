@@ -25,6 +25,7 @@ from fedsprig_sim.result import (
     NeighbourRecord,
     Result,
     TaskRecord,
+    TruncationRecord,
     versions,
 )
 from fedsprig_sim.scenario import Scenario
@@ -131,6 +132,7 @@ def _task(
             _arm(arm): ArmRecord(
                 curve=_curve(ledger, last),
                 device_seconds=_training_seconds(ledger),
+                truncation=_truncation(library, f"{spec.name}.{arm}"),
             )
             for arm, ledger in ledgers.items()
         },
@@ -189,6 +191,14 @@ def _training_seconds(ledger: Ledger) -> float:
     """Of one device, mean over those whose training counted."""
     return statistics.fmean(
         [kinds[ROUND] for kinds in ledger.seconds.values() if ROUND in kinds] or [0.0]
+    )
+
+
+def _truncation(library: Library, run: str) -> tuple[TruncationRecord, ...]:
+    found = [round.metrics for round in library.rounds(run) if "truncation_worst" in round.metrics]
+    return tuple(
+        TruncationRecord(worst=metrics["truncation_worst"], mean=metrics["truncation_mean"])
+        for metrics in found
     )
 
 

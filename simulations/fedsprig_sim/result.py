@@ -129,6 +129,15 @@ class Download(Record):
     """Adapters of all rounds."""
 
 
+class TruncationRecord(Record):
+    """What factoring averaged products again lost in one round, over all layers and widths."""
+
+    worst: Share
+    """Relative error (Frobenius norm) of the layer that lost most."""
+    mean: Share
+    """Mean of the relative errors."""
+
+
 class ArmRecord(Record):
     """One way to get a network for a task, and how it did."""
 
@@ -137,6 +146,8 @@ class ArmRecord(Record):
     mean over devices."""
     device_seconds: Seconds
     """Training on one device, all rounds, mean over devices."""
+    truncation: tuple[TruncationRecord, ...] = ()
+    """By round, where products were refactored."""
 
 
 class DeviceRecord(Record):

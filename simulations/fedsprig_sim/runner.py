@@ -24,6 +24,7 @@ from fedsprig.errors import InfeasibleBudgetError, RunError
 from fedsprig.scoring import score
 from fedsprig.subnetwork import AdapterConfig
 from fedsprig.wire.budgets import from_wire, to_wire
+from fedsprig_server.aggregation import AGGREGATIONS
 from fedsprig_server.base import Base
 from fedsprig_server.config import RoundsConfig, SelectionConfig, ServerConfig
 from fedsprig_server.library import Library
@@ -122,9 +123,10 @@ def server_config(scenario: Scenario, expansion: Expansion, library: Path) -> Se
             kind=scenario.adapter.kind,
             rank=scenario.adapter.rank,
             seed=scenario.seed,
-            train_a=scenario.adapter.train_a,
+            train_a=AGGREGATIONS[scenario.adapter.aggregation].trains_a,
+            local_statistics=scenario.adapter.statistics == "local",
         ),
-        aggregation="refactored" if scenario.adapter.train_a else "fixed",
+        aggregation=scenario.adapter.aggregation,
         rounds=RoundsConfig(
             count=rounds.count,
             epochs=rounds.epochs or 1,

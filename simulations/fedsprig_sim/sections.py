@@ -25,6 +25,7 @@ Fraction = Annotated[float, Field(gt=0, le=1)]
 Arm = Literal["magnitude", "random", "full_finetune"]
 Runtime = Literal["in-process", "ray"]
 ClassPool = Literal["base", "library", "new"]
+Aggregation = Literal["fixed", "refactored", "alternating"]
 
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kMG]?)(i?)B\s*")
 
@@ -181,9 +182,15 @@ class AdapterSection(Section):
 
     kind: str = "splora"
     rank: Annotated[int, Field(ge=1)] = 8
-    train_a: bool = False
-    """Train A too, instead of leaving it at its seeded start; then it is sent, and the products
-    BA are averaged."""
+    aggregation: Aggregation = "fixed"
+    """How the factors A and B of an adapter are averaged. ``fixed``: A stays at its seeded start
+    and never travels, B is averaged. ``refactored``: both train, the products BA are averaged and
+    factored again, at the cost of what the rank cannot hold. ``alternating``: B trains in odd
+    rounds and A in even ones; each mean is exact."""
+    statistics: Literal["pooled", "local"] = "pooled"
+    """Normalisation statistics. ``pooled``: those of all devices of one width together. ``local``:
+    they never travel, and every device measures its own; scale and shift are averaged either
+    way."""
 
 
 class RoundsSection(Section):

@@ -12,6 +12,7 @@ from flwr.serverapp import ServerApp
 from fedsprig.errors import RunError
 from fedsprig.wire import DESCRIBE, KINDS
 from fedsprig_client.app import relay
+from fedsprig_server.aggregation import AGGREGATIONS
 from fedsprig_server.app import GridTransport
 from fedsprig_server.config import ServerConfig
 from fedsprig_server.ledger import Ledger
@@ -115,10 +116,20 @@ def left_behind(config):
     )
 
 
-def test_killed_after_every_single_step_it_ends_the_same(world, tmp_path):
-    whole = settle(world, tmp_path / "whole")
+def training(config, aggregation, *, local):
+    """The settings with another way to train and average."""
+    trains_a = AGGREGATIONS[aggregation].trains_a
+    adapter = dataclasses.replace(config.adapter, train_a=trains_a, local_statistics=local)
+    return dataclasses.replace(config, adapter=adapter, aggregation=aggregation)
+
+
+@pytest.mark.parametrize(
+    ("aggregation", "local"), [("fixed", False), ("alternating", True), ("refactored", False)]
+)
+def test_killed_after_every_single_step_it_ends_the_same(world, tmp_path, aggregation, local):
+    whole = training(settle(world, tmp_path / "whole"), aggregation, local=local)
     attempt(tmp_path / "whole", whole)
-    config = settle(world, tmp_path / "killed")
+    config = training(settle(world, tmp_path / "killed"), aggregation, local=local)
     phases = []
     for _ in range(20):
         with pytest.raises(Killed):

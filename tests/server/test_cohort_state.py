@@ -1,8 +1,11 @@
 """What a cohort shares, and what each width has for itself."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
+from fedsprig.adapters import is_statistic
 from fedsprig.graph import kept_index
 from fedsprig.masks import Mask
 from fedsprig.subnetwork import AdapterConfig
@@ -67,7 +70,7 @@ def test_equal_answers_change_nothing(base, cohort):
         for device, mask in masks.items()
     ]
     for sharing in (0.0, 0.3, 1.0):
-        after = state.averaged(parts, head=HEAD, sharing=sharing)
+        after, _ = state.averaged(parts, head=HEAD, sharing=sharing)
         assert after.to_bytes() == state.to_bytes()
 
 
@@ -79,7 +82,7 @@ def test_devices_of_other_widths_count_as_much_as_they_are_told_to(base, cohort,
         trained(base, state, name, masks[name], rng, w)
         for name, w in zip("ac", (1, 2), strict=True)
     ]
-    after = state.averaged(parts, head=HEAD, sharing=sharing).body[masks["a"].digest]
+    after = state.averaged(parts, head=HEAD, sharing=sharing)[0].body[masks["a"].digest]
     name = "layer1.0.conv1.adapter_b"
     kept = {part.device: part.index[f"{name[:-9]}weight"][0] for part in parts}
     both = np.intersect1d(kept["a"], kept["c"])
@@ -100,7 +103,7 @@ def test_heads_are_averaged_within_a_width_and_never_across(base, cohort):
         trained(base, state, name, masks[name], rng, w)
         for name, w in zip("abc", (1, 3, 5), strict=True)
     ]
-    after = state.averaged(parts, head=HEAD, sharing=1.0)
+    after, _ = state.averaged(parts, head=HEAD, sharing=1.0)
     heads = [part.state["linear.weight"] for part in parts]
     np.testing.assert_allclose(
         after.own[masks["a"].digest]["linear.weight"], (heads[0] + 3 * heads[1]) / 4, rtol=1e-5
@@ -111,7 +114,7 @@ def test_heads_are_averaged_within_a_width_and_never_across(base, cohort):
 def test_a_width_that_stays_silent_keeps_its_own(base, cohort):
     masks, state = cohort
     part = trained(base, state, "a", masks["a"], np.random.default_rng(2))
-    after = state.averaged([part], head=HEAD, sharing=1.0)
+    after, _ = state.averaged([part], head=HEAD, sharing=1.0)
     silent = masks["c"].digest
     for name, value in state.own[silent].items():
         np.testing.assert_array_equal(after.own[silent][name], value)
@@ -120,10 +123,82 @@ def test_a_width_that_stays_silent_keeps_its_own(base, cohort):
 def test_bytes_round_trip(base, cohort):
     masks, state = cohort
     part = trained(base, state, "a", masks["a"], np.random.default_rng(3))
-    after = state.averaged([part], head=HEAD, sharing=1.0)
+    after, _ = state.averaged([part], head=HEAD, sharing=1.0)
     again = CohortState.from_bytes(after.to_bytes())
     assert again.to_bytes() == after.to_bytes()
     for name, value in after.body[masks["a"].digest].items():
         np.testing.assert_array_equal(again.body[masks["a"].digest][name], value)
     head = after.own[masks["a"].digest]["linear.weight"]
     np.testing.assert_array_equal(again.own[masks["a"].digest]["linear.weight"], head)
+
+
+def of_both(base, cohort):
+    """The start where A travels too, with a B that is not zero."""
+    masks, state = cohort
+    rng = np.random.default_rng(7)
+    heads = {stratum: state.own[stratum] for stratum in state.own}
+    start = CohortState.start(base, AdapterConfig(rank=2, train_a=True), heads, num_classes=3)
+    body = {
+        name: rng.normal(size=value.shape).astype(np.float32) if "adapter" in name else value
+        for name, value in next(iter(start.body.values())).items()
+    }
+    return masks, CohortState(dict.fromkeys(heads, body), heads)
+
+
+def product(values, layer):
+    return values[f"{layer}.adapter_b"].astype(float) @ values[f"{layer}.adapter_a"]
+
+
+def test_a_width_of_one_device_is_that_device_though_its_factors_are_new(base, cohort):
+    masks, state = of_both(base, cohort)
+    rng = np.random.default_rng(8)
+    parts = [trained(base, state, name, masks[name], rng) for name in "ac"]
+    after, lost = state.averaged(parts, head=HEAD, trains="both", sharing=0.0)
+    assert lost.keys() == {masks["a"].digest, masks["c"].digest}
+    for part in parts:
+        got = after.for_device(part.index, part.stratum)
+        assert max(lost[part.stratum].values()) < 1e-6
+        for layer in lost[part.stratum]:
+            expected = product(part.state, layer)
+            np.testing.assert_allclose(
+                product(got, layer), expected, atol=1e-5 * np.abs(expected).max()
+            )
+
+
+def test_what_refactoring_loses_is_told_by_width_and_layer(base, cohort):
+    masks, state = of_both(base, cohort)
+    rng = np.random.default_rng(9)
+    parts = [trained(base, state, name, masks[name], rng) for name in "abc"]
+    after, lost = state.averaged(parts, head=HEAD, trains="both", sharing=0.0)
+    two, one = lost[masks["a"].digest], lost[masks["c"].digest]
+    layer = "layer1.0.conv1"
+    mean = (product(parts[0].state, layer) + product(parts[1].state, layer)) / 2
+    got = product(after.for_device(parts[0].index, parts[0].stratum), layer)
+    assert two[layer] == pytest.approx(np.linalg.norm(mean - got) / np.linalg.norm(mean), rel=1e-4)
+    assert two[layer] > 0.1 > 1e-6 > one[layer]
+    for trains in ("a", "b"):
+        stays = {"a": "adapter_b", "b": "adapter_a"}[trains]
+        rest = [
+            dataclasses.replace(
+                part, state={n: v for n, v in part.state.items() if not n.endswith(stays)}
+            )
+            for part in parts
+        ]
+        after, lost = state.averaged(rest, head=HEAD, trains=trains, sharing=0.0)
+        assert lost == {}
+        for stratum, body in after.body.items():
+            for name, value in body.items():
+                same = np.array_equal(value, state.body[stratum][name])
+                if name.endswith(stays):
+                    assert same
+                if name.endswith(f"adapter_{trains}"):
+                    assert not same
+
+
+def test_without_statistics_from_the_devices_it_has_none(base, cohort):
+    masks, state = cohort
+    part = trained(base, state, "a", masks["a"], np.random.default_rng(5))
+    assert not any(is_statistic(name) for name in part.state)
+    after, _ = state.averaged([part], head=HEAD, sharing=0.0)
+    assert not any(is_statistic(n) for own in after.own.values() for n in own)
+    assert after.for_device(part.index, part.stratum).keys() == part.state.keys()

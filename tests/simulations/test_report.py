@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from fedsprig_sim.report import render
 from fedsprig_sim.report.charts import _scale, strip
 from fedsprig_sim.report.wording import difference, human_bytes, summary_sentence
-from fedsprig_sim.result import GroupKept, Result
+from fedsprig_sim.result import GroupKept, Result, TruncationRecord
 
 VOID = {"meta", "link", "img", "br", "input", "hr"}
 
@@ -167,3 +167,13 @@ def test_bytes_for_people(count: float, text: str) -> None:
 )
 def test_differences_are_those_of_the_figures_shown(mine: float, other: float, text: str) -> None:
     assert difference(mine, other) == text
+
+
+def test_the_summary_tells_what_refactoring_lost(result: Result) -> None:
+    assert "Factoring" not in summary_sentence(result)
+    lost = (TruncationRecord(worst=0.5, mean=0.1), TruncationRecord(worst=0.25, mean=0.2))
+    task = result.tasks[0]
+    arm = task.arms["one_shot"].model_copy(update={"truncation": lost})
+    changed = task.model_copy(update={"arms": {**task.arms, "one_shot": arm}})
+    told = summary_sentence(result.model_copy(update={"tasks": (changed, *result.tasks[1:])}))
+    assert told.endswith("lost 15.0 % of a layer's change a round, 50.0 % at most.")

@@ -6,5 +6,6 @@ contributes to the coordinates that its mask keeps, and what nobody has stays as
 
 from fedsprig_server.aggregation.aggregate import AggregationReport, aggregate
 from fedsprig_server.aggregation.contribution import Contribution
+from fedsprig_server.aggregation.modes import AGGREGATIONS, Mode
 
-__all__ = ["AggregationReport", "Contribution", "aggregate"]
+__all__ = ["AGGREGATIONS", "AggregationReport", "Contribution", "Mode", "aggregate"]

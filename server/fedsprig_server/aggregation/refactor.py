@@ -54,7 +54,7 @@ def refactor(
     turn = _nearest_rotation(current_a.astype(np.float64) @ vt[:kept].T)
     new_a = scale * (turn @ vt[:kept])
     new_b = (u[:, :kept] * s[:kept]) @ turn.T / scale
-    return new_b, new_a, lost / whole if whole > 0 else 0.0
+    return new_b, new_a, min(lost / whole, 1.0) if whole > 0 else 0.0
 
 
 def _nearest_rotation(matrix: Float) -> Float:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from statistics import fmean
+
 from fedsprig_sim.result import ArmName, Result
 
 ARM_TITLES: dict[ArmName, str] = {
@@ -68,6 +70,19 @@ def summary_sentence(result: Result) -> str:
         f"With {percent(summary['keep_macs'], 0)} % of the base model's multiply-accumulates they "
         f"reach {percent(mine)} % accuracy after {counted(rounds, 'round')} of fine-tuning"
         f"{compared}. An update is {human_bytes(largest)} at most, 1/{share:,} of the base model."
+        f"{_truncation(result)}"
+    )
+
+
+def _truncation(result: Result) -> str:
+    """What refactoring averaged adapters lost, where that was done."""
+    rounds = [lost for task in result.tasks for lost in task.arms["one_shot"].truncation]
+    if not rounds:
+        return ""
+    worst, mean = max(lost.worst for lost in rounds), fmean(lost.mean for lost in rounds)
+    return (
+        f" Factoring the averaged adapters again lost {percent(mean)} % of a layer's change a "
+        f"round, {percent(worst)} % at most."
     )
 
 

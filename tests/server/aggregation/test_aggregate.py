@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -104,6 +105,78 @@ def test_every_coordinate_is_the_mean_over_the_devices_that_have_it(cohort: Any)
         np.testing.assert_allclose(value, expected, rtol=1e-6, atol=1e-7)
 
 
+def without(items: list[Contribution], name: str) -> list[Contribution]:
+    return [
+        replace(item, state={n: value for n, value in item.state.items() if n != name})
+        for item in items
+    ]
+
+
+@settings(deadline=None, max_examples=60)
+@given(cohorts(factor=True), st.sampled_from(["a", "b"]))
+def test_of_two_factors_one_is_averaged_and_the_other_stays(cohort: Any, trains: Any) -> None:
+    current, items = cohort
+    stays = "c.adapter_b" if trains == "a" else "c.adapter_a"
+    items = without(items, stays)
+    result, report = aggregate(current, items, trains=trains)
+    np.testing.assert_array_equal(result[stays], current[stays])
+    assert report.truncation == {}
+    for name in current.keys() - {stays}:
+        expected = reference_mean(name, current[name], items)
+        np.testing.assert_allclose(result[name], expected, rtol=1e-6, atol=1e-7)
+
+
+def test_taking_turns_by_hand() -> None:
+    b, a = np.array([[1.0], [2.0]]), np.array([[3.0, 4.0]])
+    current = {"adapter_b": b, "adapter_a": a}
+
+    def device(name: str, weight: float, **state: np.ndarray) -> Contribution:
+        return Contribution(name, weight, state, {}, "s")
+
+    first = [
+        device("d0", 1, adapter_b=np.array([[5.0], [2.0]])),
+        device("d1", 3, adapter_b=np.array([[1.0], [6.0]])),
+    ]
+    after, _ = aggregate(current, first, trains="b")
+    np.testing.assert_array_equal(after["adapter_b"], [[2.0], [5.0]])  # (5 + 3) / 4, (2 + 18) / 4
+    np.testing.assert_array_equal(after["adapter_a"], a)
+    second = [
+        device("d0", 1, adapter_a=np.array([[7.0, 0.0]])),
+        device("d1", 3, adapter_a=np.array([[3.0, 4.0]])),
+    ]
+    after, _ = aggregate(after, second, trains="a")
+    np.testing.assert_array_equal(after["adapter_b"], [[2.0], [5.0]])
+    np.testing.assert_array_equal(after["adapter_a"], [[4.0, 3.0]])  # (7 + 9) / 4, 12 / 4
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(0, 2**32), st.integers(1, 4), st.sampled_from(["a", "b"]))
+def test_the_mean_of_products_is_exact_while_one_factor_stays(
+    seed: int, devices: int, trains: Any
+) -> None:
+    rng = np.random.default_rng(seed)
+    current = {name: rng.normal(size=s) for name, s in {**SHAPES, **FACTOR}.items()}
+    name = f"c.adapter_{trains}"
+    index = index_of(rng.random(OUT) < 0.7, rng.random(IN) < 0.7) if seed % 2 else {}
+    kept = restrict(current, index)
+    items = [
+        Contribution(f"d{n}", n + 1.0, {name: rng.normal(size=kept[name].shape)}, index, "s")
+        for n in range(devices)
+    ]
+    if not all(value.size for value in kept.values()):
+        return  # a mask that drops all of a group is no mask
+    small = restrict(aggregate(current, items, trains=trains)[0], index)
+    products = [
+        (item.weight, whole["c.adapter_b"] @ whole["c.adapter_a"])
+        for item in items
+        for whole in [{**kept, **item.state}]
+    ]
+    total = sum(weight for weight, _ in products)
+    expected = sum(weight * product for weight, product in products) / total
+    found = small["c.adapter_b"] @ small["c.adapter_a"]
+    np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-9)
+
+
 @settings(deadline=None, max_examples=40)
 @given(cohorts())
 def test_what_nobody_has_keeps_its_value_exactly(cohort: Any) -> None:
@@ -115,14 +188,27 @@ def test_what_nobody_has_keeps_its_value_exactly(cohort: Any) -> None:
             assert value[where] == current[name][where]
 
 
-@settings(deadline=None, max_examples=40)
-@given(cohorts(statistics=True), st.randoms())
-def test_the_order_of_arrival_does_not_matter(cohort: Any, random: Any) -> None:
+ways = st.sampled_from(["fixed", "a", "b", "both"])
+
+
+def trained_so(cohort: Any, way: str) -> tuple[Any, list[Contribution], Any]:
+    """A cohort whose devices sent what they send in a round of that kind."""
     current, items = cohort
+    if way == "fixed":  # nobody ever sees A
+        current = {name: value for name, value in current.items() if name != "c.adapter_a"}
+        return current, without(items, "c.adapter_a"), "b"
+    stays = {"a": "c.adapter_b", "b": "c.adapter_a", "both": ""}[way]
+    return current, without(items, stays), way
+
+
+@settings(deadline=None, max_examples=80)
+@given(cohorts(factor=True, statistics=True), ways, st.randoms())
+def test_the_order_of_arrival_does_not_matter(cohort: Any, way: str, random: Any) -> None:
+    current, items, trains = trained_so(cohort, way)
     shuffled = list(items)
     random.shuffle(shuffled)
-    one, first = aggregate(current, items)
-    other, second = aggregate(current, shuffled)
+    one, first = aggregate(current, items, trains=trains)
+    other, second = aggregate(current, shuffled, trains=trains)
     for name in one:
         np.testing.assert_array_equal(one[name], other[name])
     assert first.statistics.keys() == second.statistics.keys()
@@ -131,32 +217,38 @@ def test_the_order_of_arrival_does_not_matter(cohort: Any, random: Any) -> None:
             np.testing.assert_array_equal(value, second.statistics[stratum][name])
 
 
-@settings(deadline=None, max_examples=40)
-@given(cohorts(statistics=True))
-def test_equal_contributions_give_themselves_back(cohort: Any) -> None:
-    current, items = cohort
-    whole = state_of(np.random.default_rng(5), {**SHAPES, **STATISTICS})
+@settings(deadline=None, max_examples=60)
+@given(cohorts(factor=True, statistics=True), st.sampled_from(["fixed", "a", "b"]))
+def test_equal_contributions_give_themselves_back(cohort: Any, way: str) -> None:
+    current, items, trains = trained_so(cohort, way)
+    whole = state_of(np.random.default_rng(5), {**SHAPES, **FACTOR, **STATISTICS})
     same = [
-        Contribution(
-            item.device, item.weight, restrict(whole, item.index), item.index, item.stratum
-        )
+        replace(item, state={n: restrict(whole, item.index)[n] for n in item.state})
         for item in items
     ]
-    result, report = aggregate(current, same)
+    result, report = aggregate(current, same, trains=trains)
     for item in same:
-        for name, value in restrict(result, item.index).items():
-            np.testing.assert_array_equal(value, item.state[name])
+        small = restrict(result, item.index)
+        for name in item.state.keys() & small.keys():
+            np.testing.assert_array_equal(small[name], item.state[name])
         for name in STATISTICS:
             np.testing.assert_array_equal(report.statistics[item.stratum][name], item.state[name])
 
 
-@settings(deadline=None, max_examples=40)
-@given(cohorts(statistics=True))
-def test_one_device_is_taken_as_it_is(cohort: Any) -> None:
-    current, (item, *_) = cohort
-    result, report = aggregate(current, [item])
-    for name, value in restrict(result, item.index).items():
-        np.testing.assert_array_equal(value, item.state[name])
+@settings(deadline=None, max_examples=80)
+@given(cohorts(factor=True, statistics=True), ways)
+def test_one_device_is_taken_as_it_is(cohort: Any, way: str) -> None:
+    current, (item, *_), trains = trained_so(cohort, way)
+    result, report = aggregate(current, [item], trains=trains, within=item.index)
+    small = restrict(result, item.index)
+    for name in item.state.keys() & small.keys():
+        if way == "both" and "adapter" in name:
+            continue
+        np.testing.assert_array_equal(small[name], item.state[name])
+    if way == "both":  # another pair of factors of the same product
+        found, expected = (s["c.adapter_b"] @ s["c.adapter_a"] for s in (small, item.state))
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+        assert report.truncation["c"] < 1e-6
     for name in STATISTICS:
         np.testing.assert_array_equal(report.statistics[item.stratum][name], item.state[name])
 
@@ -270,10 +362,13 @@ def test_a_trained_a_is_refused_where_it_is_said_to_be_fixed() -> None:
     result, _ = aggregate(current, [valid(state=sent)])
     np.testing.assert_array_equal(result["c.adapter_a"], current["c.adapter_a"])
     trained = {**sent, "c.adapter_a": current["c.adapter_a"] + 1}
-    with pytest.raises(UpdateError, match="refactored"):
+    with pytest.raises(UpdateError, match=r"trained c\.adapter_a, which stays"):
         aggregate(current, [valid(state=trained)])
+    other = {**sent, "c.adapter_b": sent["c.adapter_b"] + 1}
+    with pytest.raises(UpdateError, match=r"trained c\.adapter_b, which stays"):
+        aggregate(current, [valid(state=other)], trains="a")
 
 
 def test_an_unknown_way_is_refused() -> None:
-    with pytest.raises(UpdateError, match="'fixed' or 'refactored'"):
-        aggregate({}, [], a="both")  # type: ignore[arg-type]
+    with pytest.raises(UpdateError, match="'fixed' cannot train: use a, b, both"):
+        aggregate({}, [], trains="fixed")  # type: ignore[arg-type]

@@ -108,7 +108,7 @@ def test_equal_devices_give_their_product_back(seed: int, devices: int) -> None:
     current = contribution("", rng.normal(size=(7, 2)), rng.normal(size=(2, 9))).state
     b, a = rng.normal(size=(7, 2)), rng.normal(size=(2, 9))
     items = [contribution(f"d{n}", b, a) for n in range(devices)]
-    result, report = aggregate(current, items, a="refactored")
+    result, report = aggregate(current, items, trains="both")
     np.testing.assert_allclose(product(result), product(items[0].state), atol=1e-5)
     assert report.truncation["c"] < 1e-6
 
@@ -119,8 +119,8 @@ def test_the_order_of_arrival_does_not_matter() -> None:
         contribution(f"d{n}", rng.normal(size=(7, 2)), rng.normal(size=(2, 9))) for n in range(4)
     ]
     current = items[0].state
-    one, first = aggregate(current, items, a="refactored")
-    other, second = aggregate(current, items[::-1], a="refactored")
+    one, first = aggregate(current, items, trains="both")
+    other, second = aggregate(current, items[::-1], trains="both")
     for name in one:
         np.testing.assert_array_equal(one[name], other[name])
     assert first.truncation == second.truncation
@@ -132,7 +132,7 @@ def test_averaging_factors_would_have_been_wrong() -> None:
     b, a = np.array([[1.0], [2.0]]), np.array([[3.0, 4.0]])
     current = contribution("", np.zeros((2, 1)), np.ones((1, 2))).state
     items = [contribution("d0", b, a), contribution("d1", -b, -a)]
-    result, report = aggregate(current, items, a="refactored")
+    result, report = aggregate(current, items, trains="both")
     np.testing.assert_allclose(product(result), b @ a, atol=1e-6)
     assert report.truncation["c"] < 1e-6
 
@@ -142,11 +142,61 @@ def test_a_stays_alive_where_nothing_was_learned_yet() -> None:
     a = rng.normal(size=(2, 9)).astype(np.float32)
     current = contribution("", np.zeros((7, 2)), a).state
     items = [contribution("d0", np.zeros((7, 2)), a), contribution("d1", np.zeros((7, 2)), a)]
-    result, report = aggregate(current, items, a="refactored")
+    result, report = aggregate(current, items, trains="both")
     np.testing.assert_allclose(product(result), np.zeros((7, 9)), atol=1e-6)
     norms = np.linalg.norm(result["c.adapter_a"], axis=1)
     np.testing.assert_allclose(norms, np.sqrt(np.mean(np.sum(a**2, axis=1))), rtol=1e-5)
     assert report.truncation["c"] == 0
+
+
+def test_the_rank_is_spent_on_what_is_used_alone() -> None:
+    # One device of two inputs out of three: its product has rank 1 and fits. With what the third
+    # input once had beside it, the product would have rank 2.
+    current = contribution("", np.array([[1.0], [1.0]]), np.array([[0.0, 0.0, 1.0]])).state
+    index = {"c.weight": {1: np.array([0, 1])}}
+    item = contribution("d", np.array([[1.0], [-1.0]]), np.array([[2.0, 0.0]]), index)
+    result, report = aggregate(current, [item], trains="both", within=index)
+    np.testing.assert_allclose(product(result)[:, :2], [[2, 0], [-2, 0]], atol=1e-6)
+    assert report.truncation["c"] < 1e-6
+    assert result["c.adapter_a"][0, 2] == 1  # as it was
+    _, whole = aggregate(current, [item], trains="both")
+    assert whole.truncation["c"] == pytest.approx(np.sqrt(2 / 10))  # |third column| / |product|
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(0, 2**32))
+def test_within_a_mask_it_is_the_nearest_product_there(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    kept = []
+    for _ in range(3):
+        flags = [rng.random(9) < 0.6, rng.random(8) < 0.6]
+        for flag in flags:
+            flag[rng.integers(len(flag))] = True
+        kept.append((flags[0], flags[1]))
+    b, a, parts = layer(rng, (9, 8, 2), kept)
+    items = [
+        Contribution(
+            f"d{n}",
+            weight,
+            {"c.adapter_b": part_b, "c.adapter_a": part_a},
+            {"c.weight": {0: outputs, 1: inputs}},
+            "s",
+        )
+        for n, (weight, outputs, inputs, part_b, part_a) in enumerate(parts)
+    ]
+    current = {"c.adapter_b": b, "c.adapter_a": a}
+    within = items[0].index
+    result, report = aggregate(current, items, trains="both", within=within)
+    rows, columns = within["c.weight"][0], within["c.weight"][1]
+    mean = dense_mean(b, a, parts)[np.ix_(rows, columns)]
+    best = np.linalg.norm(mean - truncated(mean, 2))
+    found = product(result)[np.ix_(rows, columns)]
+    size = np.linalg.norm(mean)
+    assert np.linalg.norm(mean - found) == pytest.approx(best, abs=1e-5 * size)
+    assert report.truncation["c"] == pytest.approx(best / size, abs=1e-5)
+    others = np.setdiff1d(np.arange(9), rows), np.setdiff1d(np.arange(8), columns)
+    np.testing.assert_array_equal(result["c.adapter_b"][others[0]], b[others[0]])
+    np.testing.assert_array_equal(result["c.adapter_a"][:, others[1]], a[:, others[1]])
 
 
 def test_a_layer_that_no_device_has_keeps_its_factors() -> None:
@@ -156,7 +206,7 @@ def test_a_layer_that_no_device_has_keeps_its_factors() -> None:
         "bias": np.zeros(3, np.float32),
     }
     only_bias = Contribution("d", 1.0, {"bias": np.ones(3, np.float32)}, {}, "s")
-    result, report = aggregate(current, [only_bias], a="refactored")
+    result, report = aggregate(current, [only_bias], trains="both")
     np.testing.assert_array_equal(result["c.adapter_a"], current["c.adapter_a"])
     np.testing.assert_array_equal(result["c.adapter_b"], current["c.adapter_b"])
     np.testing.assert_array_equal(result["bias"], np.ones(3))
@@ -168,6 +218,6 @@ def test_a_lone_factor_is_refused() -> None:
     whole = contribution("d", rng.normal(size=(7, 2)), rng.normal(size=(2, 9)))
     half = {"c.adapter_b": whole.state["c.adapter_b"]}
     with pytest.raises(UpdateShapeError, match=r"no c\.adapter_a"):
-        aggregate(half, [], a="refactored")
+        aggregate(half, [], trains="both")
     with pytest.raises(UpdateShapeError, match="send both"):
-        aggregate(whole.state, [Contribution("d", 1.0, half, {}, "s")], a="refactored")
+        aggregate(whole.state, [Contribution("d", 1.0, half, {}, "s")], trains="both")
