@@ -29,6 +29,8 @@ _FOLLOWERS: dict[str, dict[int, int]] = {
     "adapter_b": {0: 0},
     "adapter_a": {1: 1},
     "adapter_d": {0: 0, 1: 1},
+    "adapter_rows": {0: 0},
+    "adapter_columns": {0: 1},
 }
 
 

@@ -1,0 +1,92 @@
+"""Where the kept blocks of a weight lie, and the way between blocks and matrices."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BlockGrid:
+    """The blocks of one layer's weight ``[out, in]``, in the coordinates of the uncut weight.
+
+    The uncut weight is thought to be filled up to whole blocks. Where the layer has been cut, or
+    the blocks do not divide it, only some rows and columns of that are there.
+
+    Attributes:
+        block: ``(p, q)``: outputs and inputs of a block.
+        size: rows and columns of blocks.
+        at: int64 ``[2, kept]``, row and column of every kept block, row by row.
+        rows: int64 ``[out]``, increasing: where each output lies in the uncut weight.
+        columns: int64 ``[in]``, increasing: where each input lies there.
+    """
+
+    block: tuple[int, int]
+    size: tuple[int, int]
+    at: Tensor
+    rows: Tensor
+    columns: Tensor
+
+    @property
+    def kept(self) -> int:
+        """Number of kept blocks."""
+        return self.at.shape[1]
+
+    @property
+    def whole(self) -> bool:
+        """Whether all blocks are kept."""
+        return self.kept == self.size[0] * self.size[1]
+
+    def split(self, matrix: Tensor) -> Tensor:
+        """``[out, in]`` -> its kept blocks ``[kept, p, q]``, zero where the matrix has nothing."""
+        (p, q), (down, across) = self.block, self.size
+        filled = _fill(_fill(matrix, 0, self.rows, down * p), 1, self.columns, across * q)
+        blocks = filled.reshape(down, p, across, q).transpose(1, 2)
+        return blocks.flatten(0, 1) if self.whole else blocks[self.at[0], self.at[1]]
+
+    def join(self, blocks: Tensor) -> Tensor:
+        """Kept blocks ``[kept, p, q]`` -> ``[out, in]``, exactly zero elsewhere."""
+        (p, q), (down, across) = self.block, self.size
+        if not self.whole:
+            empty = blocks.new_zeros(down, across, p, q)
+            blocks = empty.index_put((self.at[0], self.at[1]), blocks)
+        filled = blocks.view(down, across, p, q).transpose(1, 2).reshape(down * p, across * q)
+        return _take(_take(filled, 0, self.rows), 1, self.columns)
+
+    def slabs_out(self, g: Tensor) -> Tensor:
+        """``[n, out]`` -> ``[rows of blocks, n, p]``, contiguous."""
+        return _slabs(_fill(g, 1, self.rows, self.size[0] * self.block[0]), self.block[0])
+
+    def slabs_in(self, x: Tensor) -> Tensor:
+        """``[n, in]`` -> ``[columns of blocks, n, q]``, contiguous."""
+        return _slabs(_fill(x, 1, self.columns, self.size[1] * self.block[1]), self.block[1])
+
+    def from_slabs_out(self, slabs: Tensor) -> Tensor:
+        """``[rows of blocks, n, p]`` -> ``[n, out]``."""
+        return _take(slabs.transpose(0, 1).flatten(1), 1, self.rows)
+
+    def from_slabs_in(self, slabs: Tensor) -> Tensor:
+        """``[columns of blocks, n, q]`` -> ``[n, in]``."""
+        return _take(slabs.transpose(0, 1).flatten(1), 1, self.columns)
+
+
+def _slabs(matrix: Tensor, width: int) -> Tensor:
+    """``[n, blocks * width]`` -> ``[blocks, n, width]``: memory that small products can walk."""
+    return matrix.reshape(len(matrix), -1, width).transpose(0, 1).contiguous()
+
+
+def _fill(tensor: Tensor, axis: int, positions: Tensor, length: int) -> Tensor:
+    """Put what lies along an axis where it was, zeros between, up to ``length``."""
+    if len(positions) == length:
+        return tensor
+    shape = list(tensor.shape)
+    shape[axis] = length
+    return tensor.new_zeros(shape).index_copy(axis, positions, tensor)
+
+
+def _take(tensor: Tensor, axis: int, positions: Tensor) -> Tensor:
+    """Undo :func:`_fill`."""
+    if len(positions) == tensor.shape[axis]:
+        return tensor
+    return tensor.index_select(axis, positions)
