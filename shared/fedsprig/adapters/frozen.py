@@ -19,7 +19,7 @@ result. Gradients of gradients are refused.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
@@ -46,45 +46,51 @@ def merge_tap(weight: Tensor, b: Tensor, a: Tensor | None) -> Tensor:
     if weight.ndim == 2:
         return weight + b if a is None else torch.addmm(weight, b, a)
     merged = weight.clone()
-    tap = merged
-    for _ in range(weight.ndim - 2):
-        tap = tap.select(2, tap.shape[2] // 2)
+    strides = merged.stride()
+    centre = sum(size // 2 * step for size, step in zip(merged.shape[2:], strides[2:], strict=True))
+    tap = merged.as_strided(merged.shape[:2], strides[:2], centre)
     if a is None:
         tap.add_(b)
-    elif tap.stride(1) == 1:
+    elif strides[1] == 1:
         tap.addmm_(b, a)
     else:
         tap.add_(b @ a)
     return merged
 
 
-class _How(NamedTuple):
+class Geometry(NamedTuple):
     """Settings of a convolution; zero padding, the same on both sides."""
 
     stride: tuple[int, ...]
     padding: tuple[int, ...]
     dilation: tuple[int, ...]
     groups: int
+    centred: bool
+    """Whether the stride is 1 and the centre tap of the first output lies on the first input."""
 
 
-def adapted_conv(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    b: Tensor,
-    a: Tensor | None,
-    *,
+def geometry(
+    kernel: tuple[int, ...],
     stride: tuple[int, ...],
     padding: tuple[int, ...],
     dilation: tuple[int, ...],
     groups: int,
+) -> Geometry:
+    """The settings of a convolution with zero padding; what can be said of it beforehand."""
+    centred = set(stride) == {1} and all(
+        taps // 2 * step == pad for taps, step, pad in zip(kernel, dilation, padding, strict=True)
+    )
+    return Geometry(stride, padding, dilation, groups, centred)
+
+
+def adapted_conv(
+    x: Tensor, weight: Tensor, bias: Tensor | None, b: Tensor, a: Tensor | None, how: Geometry
 ) -> Tensor:
     """Convolve ``[n, in, *space]`` by the merged weight, with zero padding.
 
     ``b`` and ``a`` as in :func:`merge_tap`. Every tensor gets the gradient that it would get from a
     convolution by the merged weight.
     """
-    how = _How(stride, padding, dilation, groups)
     if _trains(b, a) and not weight.requires_grad:
         result: Tensor = _Conv.apply(x, weight, bias, b, a, how)
         return result
@@ -109,7 +115,12 @@ def _trains(b: Tensor, a: Tensor | None) -> bool:
     return torch.is_grad_enabled() and (b.requires_grad or (a is not None and a.requires_grad))
 
 
-def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, how: _How) -> Tensor:
+def _projects(a: Tensor | None) -> bool:
+    """Whether ``A x`` is so much smaller than x that two products beat the one of ``g x^T``."""
+    return a is not None and a.shape[1] > 2 * a.shape[0]
+
+
+def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, how: Geometry) -> Tensor:
     out: Tensor = torch.convolution(
         x,
         weight,
@@ -120,6 +131,21 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, how: _How) -> Tens
         False,
         (0,) * (x.ndim - 2),
         how.groups,
+    )
+    return out
+
+
+def _spread(g: Tensor, weight: Tensor, shape: Sequence[int], how: Geometry) -> Tensor:
+    """The gradient of a convolution's input: the transposed convolution back to ``shape``."""
+    # Positions at the end that no kernel reached have to be asked for.
+    rest = [
+        size - ((length - 1) * stride - 2 * padding + dilation * (taps - 1) + 1)
+        for size, length, taps, stride, padding, dilation in zip(
+            shape[2:], g.shape[2:], weight.shape[2:], *how[:3], strict=True
+        )
+    ]
+    out: Tensor = torch.convolution(
+        g, weight, None, how.stride, how.padding, how.dilation, True, rest, how.groups
     )
     return out
 
@@ -135,56 +161,48 @@ class _Conv(torch.autograd.Function):
         bias: Tensor | None,
         b: Tensor,
         a: Tensor | None,
-        how: _How,
+        how: Geometry,
     ) -> Tensor:
         low = _autocast_type(x)
         ctx.how, ctx.shape = how, x.shape
-        ctx.projects = a is not None and how.groups == 1 and a.shape[1] > 2 * a.shape[0]
+        projects = how.groups == 1 and _projects(a)
         z = None
         with _exact(x):
             x = _cast(x, low)
             merged = _cast(merge_tap(weight, b, a), low)
             y = _convolve(x, merged, None if bias is None else _cast(bias, low), how)
-            if ctx.projects:
-                assert a is not None  # noqa: S101 - by construction
+            if projects and a is not None:
                 z = _pointwise(_seen_by_tap(x, y.shape, weight.shape[2:], how), _cast(a, low))
-        needs_x = not ctx.projects or ctx.needs_input_grad[4]
+        needs_x = not projects or ctx.needs_input_grad[4]
         ctx.save_for_backward(weight, b, a, z, x if needs_x else None)
         return y
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        weight, b, a, z, x = ctx.saved_tensors
-        how = ctx.how
-        needs_x, _, needs_bias, needs_b, needs_a, _ = ctx.needs_input_grad
-        dx: Tensor | None = None
-        dbias: Tensor | None = None
-        with _exact(g):
-            if needs_x or needs_bias:
-                dx, _, dbias = torch.ops.aten.convolution_backward(
-                    g,
-                    g.new_empty(1).expand(ctx.shape),  # only its shape is read
-                    merge_tap(weight, b, a).to(g.dtype),
-                    [len(weight)] if needs_bias else None,
-                    how.stride,
-                    how.padding,
-                    how.dilation,
-                    False,
-                    (0,) * (g.ndim - 2),
-                    how.groups,
-                    (needs_x, False, needs_bias),
-                )
-            if ctx.projects:
-                db = _correlate(g, z) if needs_b else None
-                da = None
-                if needs_a:
-                    seen = _seen_by_tap(x, g.shape, weight.shape[2:], how)
-                    da = _correlate(_pointwise(g, b.t().to(g.dtype)), seen)
-            else:
+        return _once(_conv_gradients, ctx, g)
+
+
+def _conv_gradients(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+    weight, b, a, z, x = ctx.saved_tensors
+    how = ctx.how
+    needs_x, _, needs_bias, needs_b, needs_a, _ = ctx.needs_input_grad
+    dx: Tensor | None = None
+    dbias: Tensor | None = None
+    with _exact(g):
+        if needs_x:
+            dx = _spread(g, merge_tap(weight, b, a).to(g.dtype), ctx.shape, how)
+        if needs_bias:
+            dbias = g.sum([d for d in range(g.ndim) if d != 1])
+        if z is not None:
+            db = _correlate(g, z) if needs_b else None
+            da = None
+            if needs_a:
                 seen = _seen_by_tap(x, g.shape, weight.shape[2:], how)
-                db, da = _factors(_correlate(g, seen, how.groups), b, a, needs_b, needs_a)
-        return dx, None, dbias, db, da, None
+                da = _correlate(_pointwise(g, b.t().to(g.dtype)), seen)
+        else:
+            seen = _seen_by_tap(x, g.shape, weight.shape[2:], how)
+            db, da = _factors(_correlate(g, seen, how.groups), b, a, needs_b, needs_a)
+    return dx, None, dbias, db, da, None
 
 
 class _Linear(torch.autograd.Function):
@@ -196,44 +214,55 @@ class _Linear(torch.autograd.Function):
     ) -> Tensor:
         low = _autocast_type(x)
         ctx.shape = x.shape
-        ctx.projects = a is not None and a.shape[1] > 2 * a.shape[0]
+        projects = _projects(a)
         z = None
         with _exact(x):
             rows = _cast(x.reshape(-1, x.shape[-1]), low)
-            # Merging touches every weight: with few rows, the product beside it is less work.
-            ctx.merges = not ctx.projects or weight.numel() <= len(rows) * sum(weight.shape)
-            if ctx.projects:
-                assert a is not None  # noqa: S101 - by construction
+            if projects and a is not None:
                 z = rows @ _cast(a, low).t()
+            # Merging touches every weight: with few rows, the product beside it is less work.
+            ctx.merges = z is None or weight.numel() <= len(rows) * sum(weight.shape)
             merged = merge_tap(weight, b, a) if ctx.merges else weight
             y = F.linear(rows, _cast(merged, low), None if bias is None else _cast(bias, low))
-            if not ctx.merges:
-                assert z is not None  # noqa: S101 - by construction
+            if z is not None and not ctx.merges:
                 y.addmm_(z, _cast(b, low).t())
-        needs_x = not ctx.projects or ctx.needs_input_grad[4]
+        needs_x = not projects or ctx.needs_input_grad[4]
         ctx.save_for_backward(weight, b, a, z, rows if needs_x else None)
         return y.view(*ctx.shape[:-1], len(weight))
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        weight, b, a, z, rows = ctx.saved_tensors
-        needs_x, _, needs_bias, needs_b, needs_a = ctx.needs_input_grad
-        dx: Tensor | None = None
-        with _exact(g):
-            g = g.reshape(-1, g.shape[-1])
-            h = g @ b.to(g.dtype) if ctx.projects and (needs_a or not ctx.merges) else g
-            if needs_x and ctx.merges:
-                dx = (g @ merge_tap(weight, b, a).to(g.dtype)).view(ctx.shape)
-            elif needs_x:
-                dx = (g @ weight.to(g.dtype)).addmm_(h, a.to(g.dtype)).view(ctx.shape)
-            if ctx.projects:
-                db = _product(g, z) if needs_b else None
-                da = _product(h, rows) if needs_a else None
-            else:
-                db, da = _factors(_product(g, rows), b, a, needs_b, needs_a)
-            dbias = g.sum(0) if needs_bias else None
-        return dx, None, dbias, db, da
+        return _once(_linear_gradients, ctx, g)
+
+
+def _linear_gradients(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+    weight, b, a, z, rows = ctx.saved_tensors
+    needs_x, _, needs_bias, needs_b, needs_a = ctx.needs_input_grad
+    dx: Tensor | None = None
+    with _exact(g):
+        g = g.reshape(-1, g.shape[-1])
+        h = g @ b.to(g.dtype) if z is not None and (needs_a or not ctx.merges) else g
+        if needs_x and ctx.merges:
+            dx = (g @ merge_tap(weight, b, a).to(g.dtype)).view(ctx.shape)
+        elif needs_x:
+            dx = (g @ weight.to(g.dtype)).addmm_(h, a.to(g.dtype)).view(ctx.shape)
+        if z is not None:
+            db = _product(g, z) if needs_b else None
+            da = _product(h, rows) if needs_a else None
+        else:
+            db, da = _factors(_product(g, rows), b, a, needs_b, needs_a)
+        dbias = g.sum(0) if needs_bias else None
+    return dx, None, dbias, db, da
+
+
+_Gradients = Callable[[Any, Tensor], tuple[Tensor | None, ...]]
+
+
+def _once(gradients: _Gradients, ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+    """Compute gradients; theirs are refused, at a price only where somebody may want them."""
+    if torch.is_grad_enabled():
+        gradients = once_differentiable(gradients)
+    return gradients(ctx, g)
 
 
 def _factors(
@@ -269,20 +298,23 @@ def _cast(value: Tensor, to: torch.dtype | None) -> Tensor:
     return value if to is None else value.to(to)
 
 
-def _seen_by_tap(x: Tensor, out: Sequence[int], kernel: Sequence[int], how: _How) -> Tensor:
+def _seen_by_tap(x: Tensor, out: Sequence[int], kernel: Sequence[int], how: Geometry) -> Tensor:
     """The part of ``x`` that the centre tap multiplies: one value for each of the output's."""
+    if how.centred and out[2:] == x.shape[2:]:
+        return x  # said at once, since it is so nearly everywhere
     pads: list[int] = []
-    steps: list[slice] = [slice(None), slice(None)]
+    window: list[slice] = [slice(None), slice(None)]
     for size, length, taps, stride, padding, dilation in zip(
         x.shape[2:], out[2:], kernel, how.stride, how.padding, how.dilation, strict=True
     ):
         first = taps // 2 * dilation - padding
         last = first + (length - 1) * stride + 1
-        pads = [-first, last - size, *pads]
-        steps.append(slice(None, None, stride))
+        before = max(-first, 0)
+        pads = [before, max(last - size, 0), *pads]
+        window.append(slice(first + before, last + before, stride))
     if any(pads):
         x = F.pad(x, pads)
-    return x[tuple(steps)] if max(how.stride) > 1 else x
+    return x[tuple(window)]
 
 
 def _by_rows(x: Tensor) -> bool:

@@ -8,7 +8,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedsprig.adapters.frozen import adapted_conv, adapted_linear, merge_tap
+from fedsprig.adapters.frozen import adapted_conv, adapted_linear, geometry, merge_tap
 from fedsprig.adapters.layer import AdapterLayer
 
 
@@ -43,26 +43,16 @@ class TapConv(TapLayer):
         space = len(self.kernel_size)
         x = input if input.ndim == space + 2 else input[None]
         # Twice for every axis, last axis first, as F.pad takes it: before and after may differ.
-        pads = self._reversed_padding_repeated_twice
-        padding = tuple(pads[::-2])
+        pads = tuple(self._reversed_padding_repeated_twice)
+        padding = pads[::-2]
         if self.padding_mode != "zeros":
             x = F.pad(x, pads, mode=self.padding_mode)
             padding = (0,) * space
-        elif padding != tuple(pads[-2::-2]):
+        elif padding != pads[-2::-2]:
             x = F.pad(x, pads)
             padding = (0,) * space
-        b, a = self.change()
-        out = adapted_conv(
-            x,
-            self.weight,
-            self.bias,
-            b,
-            a,
-            stride=self.stride,
-            padding=padding,
-            dilation=self.dilation,
-            groups=self.groups,
-        )
+        how = geometry(self.kernel_size, self.stride, padding, self.dilation, self.groups)
+        out = adapted_conv(x, self.weight, self.bias, *self.change(), how)
         return out if x.ndim == input.ndim else out[0]
 
 
