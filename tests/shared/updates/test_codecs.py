@@ -72,6 +72,34 @@ def test_int8_by_hand():
     np.testing.assert_allclose(decoded[2], [117 * 2 ** (-47 / 8), -59 * 2 ** (-47 / 8), 0])
 
 
+@given(
+    bits=hnp.arrays(np.uint16, st.integers(1, 8), elements=st.integers(0, 2**16 - 1)),
+    exponent=st.integers(-128, 127),
+)
+@example(bits=np.array([0x7BFF, 0xFBFF, 0x0001], np.uint16), exponent=127)
+@example(bits=np.array([0x7BFF, 0x8001, 0x03FF], np.uint16), exponent=-128)
+@settings(max_examples=300)
+def test_float16_is_what_float64_would_give_to_the_bit(bits, exponent):
+    """It computes in float32 for speed; devices of any release must agree on every bit."""
+    halves = bits.view(np.float16)
+    halves = halves[np.isfinite(halves)]
+    if not halves.size:
+        return
+    parts = {"halves": halves, "exponents": np.array([exponent], np.int8)}
+    decoded = CODECS["float16"].decode(parts, halves.shape)
+    slow = np.clip(np.ldexp(halves.astype(np.float64), exponent), -BIG, BIG).astype(np.float32)
+    assert decoded.tobytes() == slow.tobytes()
+
+
+@given(array=hnp.arrays(np.float32, st.integers(1, 8), elements=mixed))
+@settings(max_examples=300)
+def test_float16_rounds_as_float64_would(array):
+    parts = CODECS["float16"].encode(array)
+    exponent = int(parts["exponents"][0])
+    slow = np.ldexp(array.astype(np.float64), -exponent).astype(np.float16)
+    assert parts["halves"].tobytes() == slow.tobytes()
+
+
 def test_float16_by_hand():
     parts = CODECS["float16"].encode(np.array([1e6, 1.0, -3.0], np.float32))
     # 1e6 = 0.954 * 2^20 goes to 0.954 * 2^15 = 31250; there float16 counts in steps of 16.
