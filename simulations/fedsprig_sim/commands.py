@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from fedsprig.artifacts import write_bytes
+from fedsprig.spelling import lookup
 from fedsprig_sim.memory import bound_allocators
 from fedsprig_sim.progress import LineProgress, show_progress
 from fedsprig_sim.report import write_report
@@ -116,6 +117,44 @@ def _one_shot(
     for name, seconds, target in rows:
         aim = "" if target is None else f"   target {target:.3f} s"
         print(f"{name:<44} {seconds:8.3f} s{aim}")
+
+
+@bench.command("adapters")
+def _adapters(
+    network: Annotated[
+        list[str] | None, typer.Option(help="Which network; repeatable; all by default.")
+    ] = None,
+    rank: Annotated[list[int] | None, typer.Option(min=1, help="Repeatable; 8 and 16.")] = None,
+    batch_size: Annotated[int, typer.Option(min=2, help="Pictures per step.")] = 32,
+    repeats: Annotated[int, typer.Option(min=1, help="Turns of every contender.")] = 15,
+    bf16: Annotated[bool, typer.Option("--bf16", help="Compute in bfloat16.")] = False,
+    contiguous: Annotated[
+        bool, typer.Option("--contiguous", help="Not in channels-last memory.")
+    ] = False,
+    threads: Annotated[int | None, typer.Option(min=1, help="Of torch; all by default.")] = None,
+    json_file: Json = None,
+) -> None:
+    """Time training steps: ours, frozen, full, and other libraries where they are installed."""
+    from fedsprig_sim.benchmarks import adapters
+
+    for name in network or ():
+        lookup(adapters.NETWORKS, name, "network")
+    log = LineProgress(Console(stderr=True))
+    figures = adapters.run(
+        networks=network or tuple(adapters.NETWORKS),
+        ranks=rank or (8, 16),
+        batch_size=batch_size,
+        repeats=repeats,
+        bf16=bf16,
+        channels_last=not contiguous,
+        threads=threads,
+        progress=log.say,
+    )
+    if json_file is not None:
+        write_bytes(json_file, (json.dumps(figures, indent=1) + "\n").encode())
+    print(adapters.table(figures))
+    if missing := adapters.CONTENDERS.keys() - figures["cases"][0]["contenders"].keys():
+        print(f"not installed: {', '.join(sorted(missing))} (pip install 'fedsprig[peers]')")
 
 
 @bench.command("fine-pruning")

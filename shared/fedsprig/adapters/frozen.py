@@ -4,7 +4,7 @@ A layer acts by ``W' = W + D``, where W is frozen and the change D lies at one t
 is either a product ``B A`` of rank r or a matrix. Autograd alone would compute the gradient of the
 whole of ``W'`` (as much work as training W) and then throw most of it away. Here
 
-* the input's gradient goes through ``W'``, which is merged again rather than kept;
+* the input's gradient goes through ``W'``, which is kept until then;
 * the gradients of the factors go through the projection ``z = A x``, kept from the forward pass:
   ``dB = g z^T``, and ``dA = (B^T g) x^T`` where A trains. That is ``r (in + out)`` multiplications
   a position instead of ``height width in out``;
@@ -12,9 +12,10 @@ whole of ``W'`` (as much work as training W) and then throw most of it away. Her
   ``dD = g x^T`` is computed, a 1x1 convolution's weight gradient, and ``dB = dD A^T``,
   ``dA = B^T dD``.
 
-What is kept for the backward pass is z, or x where dA or dD needs it; ReLU and its like keep x
-anyway. Which kernel computes a product was measured on CPUs (docs/adapters.md); any gives the same
-result. Gradients of gradients are refused.
+What is kept for the backward pass beside W' is z, or x where dA or dD needs it: of activations no
+more than a network of plain frozen layers keeps (whose convolutions keep x), but for z. Which
+kernel computes a product was measured on CPUs (docs/adapters.md); any gives the same result.
+Gradients of gradients are refused.
 """
 
 from __future__ import annotations
@@ -43,8 +44,10 @@ def merge_tap(weight: Tensor, b: Tensor, a: Tensor | None) -> Tensor:
     Returns:
         A new tensor of the shape and memory format of ``weight``; gradients flow to all three.
     """
-    if weight.ndim == 2:
-        return weight + b if a is None else torch.addmm(weight, b, a)
+    if weight.numel() == b.shape[0] * weight.shape[1]:  # no kernel, or one tap
+        flat = weight.view(weight.shape[:2])
+        whole = flat + b if a is None else torch.addmm(flat, b, a)
+        return whole.view(weight.shape)
     merged = weight.clone()
     strides = merged.stride()
     centre = sum(size // 2 * step for size, step in zip(merged.shape[2:], strides[2:], strict=True))
@@ -174,7 +177,7 @@ class _Conv(torch.autograd.Function):
             if projects and a is not None:
                 z = _pointwise(_seen_by_tap(x, y.shape, weight.shape[2:], how), _cast(a, low))
         needs_x = not projects or ctx.needs_input_grad[4]
-        ctx.save_for_backward(weight, b, a, z, x if needs_x else None)
+        ctx.save_for_backward(merged, b, a, z, x if needs_x else None)
         return y
 
     @staticmethod
@@ -183,24 +186,24 @@ class _Conv(torch.autograd.Function):
 
 
 def _conv_gradients(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-    weight, b, a, z, x = ctx.saved_tensors
+    merged, b, a, z, x = ctx.saved_tensors
     how = ctx.how
     needs_x, _, needs_bias, needs_b, needs_a, _ = ctx.needs_input_grad
     dx: Tensor | None = None
     dbias: Tensor | None = None
     with _exact(g):
         if needs_x:
-            dx = _spread(g, merge_tap(weight, b, a).to(g.dtype), ctx.shape, how)
+            dx = _spread(g, merged, ctx.shape, how)
         if needs_bias:
             dbias = g.sum([d for d in range(g.ndim) if d != 1])
         if z is not None:
             db = _correlate(g, z) if needs_b else None
             da = None
             if needs_a:
-                seen = _seen_by_tap(x, g.shape, weight.shape[2:], how)
+                seen = _seen_by_tap(x, g.shape, merged.shape[2:], how)
                 da = _correlate(_pointwise(g, b.t().to(g.dtype)), seen)
         else:
-            seen = _seen_by_tap(x, g.shape, weight.shape[2:], how)
+            seen = _seen_by_tap(x, g.shape, merged.shape[2:], how)
             db, da = _factors(_correlate(g, seen, how.groups), b, a, needs_b, needs_a)
     return dx, None, dbias, db, da, None
 
@@ -222,12 +225,12 @@ class _Linear(torch.autograd.Function):
                 z = rows @ _cast(a, low).t()
             # Merging touches every weight: with few rows, the product beside it is less work.
             ctx.merges = z is None or weight.numel() <= len(rows) * sum(weight.shape)
-            merged = merge_tap(weight, b, a) if ctx.merges else weight
-            y = F.linear(rows, _cast(merged, low), None if bias is None else _cast(bias, low))
+            merged = _cast(merge_tap(weight, b, a) if ctx.merges else weight, low)
+            y = F.linear(rows, merged, None if bias is None else _cast(bias, low))
             if z is not None and not ctx.merges:
                 y.addmm_(z, _cast(b, low).t())
         needs_x = not projects or ctx.needs_input_grad[4]
-        ctx.save_for_backward(weight, b, a, z, rows if needs_x else None)
+        ctx.save_for_backward(merged, b, a, z, rows if needs_x else None)
         return y.view(*ctx.shape[:-1], len(weight))
 
     @staticmethod
@@ -236,16 +239,16 @@ class _Linear(torch.autograd.Function):
 
 
 def _linear_gradients(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-    weight, b, a, z, rows = ctx.saved_tensors
+    merged, b, a, z, rows = ctx.saved_tensors
     needs_x, _, needs_bias, needs_b, needs_a = ctx.needs_input_grad
     dx: Tensor | None = None
     with _exact(g):
         g = g.reshape(-1, g.shape[-1])
         h = g @ b.to(g.dtype) if z is not None and (needs_a or not ctx.merges) else g
         if needs_x and ctx.merges:
-            dx = (g @ merge_tap(weight, b, a).to(g.dtype)).view(ctx.shape)
+            dx = (g @ merged).view(ctx.shape)
         elif needs_x:
-            dx = (g @ weight.to(g.dtype)).addmm_(h, a.to(g.dtype)).view(ctx.shape)
+            dx = (g @ merged).addmm_(h, a.to(g.dtype)).view(ctx.shape)
         if z is not None:
             db = _product(g, z) if needs_b else None
             da = _product(h, rows) if needs_a else None

@@ -207,8 +207,9 @@ def test_the_backward_pass_keeps_what_a_frozen_network_keeps_and_the_projections
     x = torch.randn(8, INPUTS, 10, 10)
     picture, projection = 8 * 10 * 10 * INPUTS * 4, 8 * 10 * 10 * 3 * 4
     statistics = 4 * 4 * INPUTS * 4  # of every normalisation: the batch's two and the running two
+    merged = 4 * INPUTS * INPUTS * 9 * 4
     # Normalisation keeps its input, we the projection; a plain convolution keeps its input too.
-    assert kept_bytes(small, x) == 4 * (picture + projection) + statistics
+    assert kept_bytes(small, x) == 4 * (picture + projection) + statistics + merged
     assert kept_bytes(frozen, x) >= 4 * 2 * picture
 
 
