@@ -100,12 +100,17 @@ def attach(
         for path, module in body.items()
         if adapter.fits(module)
     }
-    model.requires_grad_(True)
-    if adapter.freezes:
-        for module in body.values():
-            for name, parameter in module.named_parameters(recurse=False):
-                parameter.requires_grad = _trains(module, name)
-    adapter.adapt_(layers)
+    own = list(model.parameters())
+    frozen = [
+        parameter
+        for module in body.values()
+        for name, parameter in module.named_parameters(recurse=False)
+        if adapter.freezes and not _trains(module, name)
+    ]
+    adapter.adapt_(layers)  # the last that may refuse
+    for parameters, trains in ((own, True), (frozen, False)):
+        for parameter in parameters:
+            parameter.requires_grad = trains
     setattr(model, _MARK, True)
     return model
 
@@ -136,10 +141,13 @@ def merge(model: nn.Module) -> nn.Module:
     require_attached(model)
     merged = copy.deepcopy(model)
     for module in list(merged.modules()):
+        # Read before masks are baked: a layer may apply that of its weight to the whole change.
+        weight = module.merged_weight().detach() if isinstance(module, AdapterLayer) else None
         if parametrize.is_parametrized(module):
             _bake_(module)
-        if isinstance(module, AdapterLayer):
+        if isinstance(module, AdapterLayer) and weight is not None:
             module.to_plain_()
+            module.weight = nn.Parameter(weight)
     for module in merged.modules():
         if hasattr(module, _MARK):
             delattr(module, _MARK)

@@ -16,17 +16,22 @@ class BlockGrid:
 
     Attributes:
         block: ``(p, q)``: outputs and inputs of a block.
-        size: rows and columns of blocks.
+        shape: of the uncut weight, ``(out, in)``.
         at: int64 ``[2, kept]``, row and column of every kept block, row by row.
         rows: int64 ``[out]``, increasing: where each output lies in the uncut weight.
         columns: int64 ``[in]``, increasing: where each input lies there.
     """
 
     block: tuple[int, int]
-    size: tuple[int, int]
+    shape: tuple[int, int]
     at: Tensor
     rows: Tensor
     columns: Tensor
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Rows and columns of blocks."""
+        return -(-self.shape[0] // self.block[0]), -(-self.shape[1] // self.block[1])
 
     @property
     def kept(self) -> int:
@@ -41,8 +46,8 @@ class BlockGrid:
     def split(self, matrix: Tensor) -> Tensor:
         """``[out, in]`` -> its kept blocks ``[kept, p, q]``, zero where the matrix has nothing."""
         (p, q), (down, across) = self.block, self.size
-        filled = _fill(_fill(matrix, 0, self.rows, down * p), 1, self.columns, across * q)
-        blocks = filled.reshape(down, p, across, q).transpose(1, 2)
+        blocks = self._fill_in(self._fill_out(matrix, 0), 1).reshape(down, p, across, q)
+        blocks = blocks.transpose(1, 2)
         return blocks.flatten(0, 1) if self.whole else blocks[self.at[0], self.at[1]]
 
     def join(self, blocks: Tensor) -> Tensor:
@@ -52,41 +57,52 @@ class BlockGrid:
             empty = blocks.new_zeros(down, across, p, q)
             blocks = empty.index_put((self.at[0], self.at[1]), blocks)
         filled = blocks.view(down, across, p, q).transpose(1, 2).reshape(down * p, across * q)
-        return _take(_take(filled, 0, self.rows), 1, self.columns)
+        return _take(_take(filled, 0, self.rows, self.shape[0]), 1, self.columns, self.shape[1])
 
     def slabs_out(self, g: Tensor) -> Tensor:
         """``[n, out]`` -> ``[rows of blocks, n, p]``, contiguous."""
-        return _slabs(_fill(g, 1, self.rows, self.size[0] * self.block[0]), self.block[0])
+        return _slabs(self._fill_out(g, 1), self.block[0])
 
     def slabs_in(self, x: Tensor) -> Tensor:
         """``[n, in]`` -> ``[columns of blocks, n, q]``, contiguous."""
-        return _slabs(_fill(x, 1, self.columns, self.size[1] * self.block[1]), self.block[1])
+        return _slabs(self._fill_in(x, 1), self.block[1])
 
     def from_slabs_out(self, slabs: Tensor) -> Tensor:
         """``[rows of blocks, n, p]`` -> ``[n, out]``."""
-        return _take(slabs.transpose(0, 1).flatten(1), 1, self.rows)
+        return _take(slabs.transpose(0, 1).flatten(1), 1, self.rows, self.shape[0])
 
     def from_slabs_in(self, slabs: Tensor) -> Tensor:
         """``[columns of blocks, n, q]`` -> ``[n, in]``."""
-        return _take(slabs.transpose(0, 1).flatten(1), 1, self.columns)
+        return _take(slabs.transpose(0, 1).flatten(1), 1, self.columns, self.shape[1])
+
+    def _fill_out(self, tensor: Tensor, axis: int) -> Tensor:
+        return _fill(tensor, axis, self.rows, self.shape[0], self.size[0] * self.block[0])
+
+    def _fill_in(self, tensor: Tensor, axis: int) -> Tensor:
+        return _fill(tensor, axis, self.columns, self.shape[1], self.size[1] * self.block[1])
 
 
 def _slabs(matrix: Tensor, width: int) -> Tensor:
     """``[n, blocks * width]`` -> ``[blocks, n, width]``: memory that small products can walk."""
-    return matrix.reshape(len(matrix), -1, width).transpose(0, 1).contiguous()
+    blocks = matrix.reshape(len(matrix), matrix.shape[1] // width, width)
+    return blocks.transpose(0, 1).contiguous()
 
 
-def _fill(tensor: Tensor, axis: int, positions: Tensor, length: int) -> Tensor:
-    """Put what lies along an axis where it was, zeros between, up to ``length``."""
-    if len(positions) == length:
+def _fill(tensor: Tensor, axis: int, positions: Tensor, uncut: int, length: int) -> Tensor:
+    """Put what lies along an axis where it was, with zeros between and up to ``length``."""
+    if tensor.shape[axis] == length:
         return tensor
     shape = list(tensor.shape)
     shape[axis] = length
-    return tensor.new_zeros(shape).index_copy(axis, positions, tensor)
+    filled = tensor.new_zeros(shape)
+    if len(positions) < uncut:
+        return filled.index_copy(axis, positions, tensor)
+    filled.narrow(axis, 0, uncut).copy_(tensor)
+    return filled
 
 
-def _take(tensor: Tensor, axis: int, positions: Tensor) -> Tensor:
+def _take(tensor: Tensor, axis: int, positions: Tensor, uncut: int) -> Tensor:
     """Undo :func:`_fill`."""
-    if len(positions) == tensor.shape[axis]:
-        return tensor
-    return tensor.index_select(axis, positions)
+    if len(positions) < uncut:
+        return tensor.index_select(axis, positions)
+    return tensor.narrow(axis, 0, uncut).contiguous()

@@ -40,7 +40,7 @@ class BlockLinear(nn.Module):
         """
         super().__init__()
         device = linear.weight.device
-        self.block, self.size = block, (keep.shape[0], keep.shape[1])
+        self.block, self.shape = block, (linear.out_features, linear.in_features)
         self.register_buffer("at", keep.nonzero().t().contiguous().to(device))
         self.register_buffer("rows", torch.arange(linear.out_features, device=device))
         self.register_buffer("columns", torch.arange(linear.in_features, device=device))
@@ -54,7 +54,7 @@ class BlockLinear(nn.Module):
     @property
     def grid(self) -> BlockGrid:
         """Where the kept blocks lie."""
-        return BlockGrid(self.block, self.size, self.at, self.rows, self.columns)
+        return BlockGrid(self.block, self.shape, self.at, self.rows, self.columns)
 
     @property
     def weight(self) -> Tensor:

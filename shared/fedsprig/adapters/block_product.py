@@ -3,8 +3,8 @@
 A block-sparse product here is one small product of matrices for every kept block, on inputs and
 outputs laid out block by block. Its time was measured on x86-64 CPUs (docs/experiments.md): about
 that of a dense product for each weight of a kept block, times 1.3, and for each small product about
-as long again as 100,000 multiplications, with several threads three times that. A dense product
-shares its work between threads; small ones gain nothing from them. What this comes to is
+as long again as 100,000 multiplications take, with several threads three times that. A dense
+product shares its work between threads; small ones gain nothing from them. What this comes to is
 :func:`least_rows`. PyTorch's own sparse layout (BSR) was slower than dense everywhere.
 
 On other devices, in half precision and under ``torch.compile`` products are dense.
@@ -20,10 +20,11 @@ from torch import Tensor
 
 from fedsprig.adapters.block_grid import BlockGrid
 
-# All three in multiplications of a dense product, one thread.
+# All in multiplications of a dense product, one thread.
+_START: Final = 500_000
 _CALL: Final = 100_000
 _SMALL: Final = 1.3
-_MOVE: Final = 50
+_MOVE: Final = 30
 """To lay out one number of the input or output block by block."""
 
 
@@ -38,7 +39,7 @@ def least_rows(grid: BlockGrid) -> int | None:
     saved = out * inputs / threads - _SMALL * grid.kept * p * q - _MOVE * (out + inputs)
     if saved <= 0:
         return None
-    return int(_calls(grid) / saved) + 1
+    return int(_overhead(grid) / saved) + 1
 
 
 def is_sparse(x: Tensor, rows: int, grid: BlockGrid) -> bool:
@@ -106,15 +107,15 @@ def correlate_cost(x: Tensor, grid: BlockGrid) -> float:
     if not is_sparse(x, len(x), grid):
         return len(x) * len(grid.rows) * len(grid.columns)
     p, q = grid.block
-    return _SMALL * len(x) * grid.kept * p * q + _calls(grid)
+    return _SMALL * len(x) * grid.kept * p * q + _overhead(grid)
 
 
 def _is_measured(x: Tensor) -> bool:
     return x.is_cpu and x.dtype in (torch.float32, torch.float64)
 
 
-def _calls(grid: BlockGrid) -> int:
-    return grid.kept * _CALL * (3 if torch.get_num_threads() > 1 else 1)
+def _overhead(grid: BlockGrid) -> int:
+    return _START + grid.kept * _CALL * (3 if torch.get_num_threads() > 1 else 1)
 
 
 def _accumulate(total: Tensor, slabs: Tensor, blocks: Tensor, at: Iterable[list[int]]) -> None:

@@ -40,11 +40,14 @@ from fedsprig.adapters.block_product import (
     multiply_back,
 )
 
-_CHUNK: Final = 128
+_CHUNK: Final = 256
 """Rows that are projected at a time: more leave the cache, fewer make products too small."""
 
-_THIN: Final = 1.4
-"""Time of a multiplication of the projections' narrow products in those of a wide product."""
+# Measured, in multiplications of a wide product (docs/experiments.md).
+_THIN: Final = 1.5
+"""One multiplication of the projections' narrow products."""
+_MOVE: Final = 25
+"""To lay out one number of the input or the output's gradient block by block."""
 
 
 def change(b: Tensor, p: Tensor, q: Tensor) -> Tensor:
@@ -153,10 +156,10 @@ class _Adapted(torch.autograd.Function):
                 else:
                     dx = _dense(g, grid.join(blocks).t(), None, ctx.axis)
             if needs_b or needs_p or needs_q:
-                needs = needs_b, needs_p, needs_q
-                inputs = _rows(x, ctx.axis)
-                factors = _factors if _prefers_blocks(inputs, b, p, grid, needs) else _projected
-                db, dp, dq = factors(rows, inputs, b, p, q, grid, needs)
+                inputs, needs = _rows(x, ctx.axis), (needs_b, needs_p, needs_q)
+                shorter = prefers_blocks(inputs, b, p, grid, needs)
+                through = through_blocks if shorter else through_projections
+                db, dp, dq = through(rows, inputs, b, p, q, grid, needs)
             dbias = rows.sum(0) if needs_bias else None
         return dx, None, dbias, db, dp, dq, None, None
 
@@ -165,18 +168,18 @@ Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 Needs = tuple[bool, bool, bool]
 
 
-def _prefers_blocks(x: Tensor, b: Tensor, p: Tensor, grid: BlockGrid, needs: Needs) -> bool:
+def prefers_blocks(x: Tensor, b: Tensor, p: Tensor, grid: BlockGrid, needs: Needs) -> bool:
     """Whether the gradient of the kept blocks is less work than projecting ``x [n, in]``."""
     trains = needs[1] or needs[2]
     thin = p.shape[0] * p.shape[2]
     (down, across), (high, wide) = grid.size, grid.block
     blocks = correlate_cost(x, grid) + b.numel() * high * wide * (1 + trains)
-    sides = thin * (down * high + across * wide) * (1 + trains)
-    pairs = thin * down * across * (1 + 2 * trains)
-    return blocks <= _THIN * len(x) * (sides + pairs)
+    sides = down * high + across * wide
+    narrow = thin * (sides * (1 + trains) + down * across * (1 + 2 * trains))
+    return blocks <= len(x) * (_THIN * narrow + _MOVE * sides)
 
 
-def _factors(
+def through_blocks(
     g: Tensor, x: Tensor, b: Tensor, p: Tensor, q: Tensor, grid: BlockGrid, needs: Needs
 ) -> Gradients:
     """Gradients of B, P and Q from that of the kept blocks.
@@ -199,10 +202,10 @@ def _factors(
     return db, dp, patterns.transpose(1, 2) @ p if needs[2] else None
 
 
-def _projected(
+def through_projections(
     g: Tensor, x: Tensor, b: Tensor, p: Tensor, q: Tensor, grid: BlockGrid, needs: Needs
 ) -> Gradients:
-    """The same as :func:`_factors` without the gradient of any block."""
+    """The same as :func:`through_blocks` without the gradient of any block."""
     count, _, rank = p.shape
     thin_p = p.transpose(1, 2).flatten(0, 1).to(g.dtype)  # [d rank, p]
     thin_q = q.transpose(1, 2).flatten(0, 1).to(g.dtype)

@@ -61,7 +61,7 @@ class SPLoPALayer(AdapterLayer):
         adapter_at: int64 ``[2, kept blocks]``, row and column of every kept block.
         adapter_rows: int64 ``[out]``, where each output lies in the uncut weight.
         adapter_columns: int64 ``[in]``, where each input lies there.
-        adapter_grid: rows and columns of blocks of the uncut weight.
+        adapter_shape: ``(out, in)`` of the uncut weight.
     """
 
     plain: ClassVar[type[nn.Module]]
@@ -71,7 +71,7 @@ class SPLoPALayer(AdapterLayer):
     adapter_at: Tensor
     adapter_rows: Tensor
     adapter_columns: Tensor
-    adapter_grid: tuple[int, int]
+    adapter_shape: tuple[int, int]
 
     @classmethod
     def adopt_(
@@ -98,14 +98,14 @@ class SPLoPALayer(AdapterLayer):
         for axis, name in enumerate(("adapter_rows", "adapter_columns")):
             positions = site.kept.get(axis, np.arange(site.shape[axis]))
             source.register_buffer(name, torch.tensor(positions, device=weight.device))
-        source.adapter_grid = (keep.shape[0], keep.shape[1])  # type: ignore[assignment]
+        source.adapter_shape = site.shape[:2]  # type: ignore[assignment]
 
     @property
     def grid(self) -> BlockGrid:
         """Where the kept blocks lie."""
         return BlockGrid(
             (self.adapter_p.shape[1], self.adapter_q.shape[1]),
-            self.adapter_grid,
+            self.adapter_shape,
             self.adapter_at,
             self.adapter_rows,
             self.adapter_columns,
@@ -136,7 +136,7 @@ class SPLoPALayer(AdapterLayer):
         merged = self.merged_weight().detach()
         for name in [n for n in (*self._parameters, *self._buffers) if n.startswith("adapter_")]:
             delattr(self, name)
-        del self.adapter_grid
+        del self.adapter_shape
         self.weight = nn.Parameter(merged)
         self.__class__ = self.plain  # type: ignore[assignment]
 

@@ -1,4 +1,4 @@
-"""Masks, score sets, budgets and costs: which units a device keeps.
+"""Masks, score sets, budgets and costs: which units a device keeps, or which blocks of weights.
 
 Everything but :func:`cost` and :func:`peak_of` is numpy; those two import torch when they are first
 used.
@@ -9,6 +9,9 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from fedsprig.masks.block_layout import BlockLayout
+from fedsprig.masks.block_scores import BlockScores, solve_blocks
+from fedsprig.masks.blocks import BlockMask
 from fedsprig.masks.budget import Budget
 from fedsprig.masks.costs import Cost, PlanCosts, plan_macs, plan_parameters
 from fedsprig.masks.mask import Mask
@@ -21,6 +24,9 @@ if TYPE_CHECKING:
 _LAZY = {"cost": "fedsprig.masks.walk", "peak_of": "fedsprig.masks.walk"}
 
 __all__ = [
+    "BlockLayout",
+    "BlockMask",
+    "BlockScores",
     "Budget",
     "Cost",
     "Mask",
@@ -31,6 +37,7 @@ __all__ = [
     "plan_macs",
     "plan_parameters",
     "solve",
+    "solve_blocks",
     "weighted_sum",
 ]
 
