@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Final, NamedTuple
 
@@ -25,6 +25,7 @@ from fedsprig.errors import AdapterError, PlanError, WeightsError
 from fedsprig.graph import GroupPlan, KeptIndex, kept_index, restrict
 from fedsprig.graph.rebuild import rebuild
 from fedsprig.masks import Mask
+from fedsprig.models import ModelCard, describe
 from fedsprig.spelling import lookup
 from fedsprig.subnetwork import AdapterConfig, assemble, build_subnetwork
 from fedsprig.updates import get_codec
@@ -156,6 +157,11 @@ class TaskSwitch:
     def digest(self) -> str:
         """Digest of the base's weights, as packages name it."""
         return state_digest({name: piece.tensor.numpy() for name, piece in self._base.items()})
+
+    @property
+    def card(self) -> ModelCard:
+        """What pictures must look like."""
+        return replace(describe(self.plan.model), input_size=self.plan.input_shape[-1])
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -346,11 +352,14 @@ def _rounded(tensor: Tensor, codec: str) -> Tensor:
 
 
 def _own_(module: nn.Module) -> None:
-    """Give everything but frozen parameters memory of its own."""
+    """Give everything but frozen parameters memory of its own; what is one tensor stays one."""
+    made: dict[int, Any] = {}
     for part in module.modules():
         for name, parameter in part._parameters.items():
             if parameter is not None and parameter.requires_grad:
-                part._parameters[name] = nn.Parameter(parameter.detach().clone())
+                if id(parameter) not in made:
+                    made[id(parameter)] = parameter, nn.Parameter(parameter.detach().clone())
+                part._parameters[name] = made[id(parameter)][1]
         for name, buffer in part._buffers.items():
             if buffer is not None:
                 part._buffers[name] = buffer.clone()

@@ -6,11 +6,15 @@ import tomllib
 
 import pytest
 import tomli_w
+import torch
 from flwr.clientapp import ClientApp
 
+from fedsprig.training import evaluate, read, to_tensor
 from fedsprig.wire import DESCRIBE, EVALUATE, INSTALL, KINDS, PROFILE, ROUND
 from fedsprig_client.app import _device as opened
 from fedsprig_client.app import relay
+from fedsprig_client.config import DeviceConfig
+from fedsprig_client.tasks import open_tasks
 from fedsprig_server.app import app as server_app
 from fedsprig_server.config import ServerConfig
 from fedsprig_server.ledger import Ledger
@@ -94,8 +98,15 @@ def test_the_run_is_the_same_and_the_download_a_hundredth(prepared, weights, ord
     other = "low.device-1"
     assert rounds.bytes[other][INSTALL] == ordinary[1].bytes[other][INSTALL]
     assert seen[-5:] == [DESCRIBE, INSTALL, ROUND, ROUND, EVALUATE]
-    (kept,) = (folder / "fleet" / f"{KEEPER:05d}" / "store" / "runs").iterdir()
+    home = folder / "fleet" / f"{KEEPER:05d}"
+    (kept,) = (home / "store" / "runs").iterdir()
     assert kept.stat().st_size < 1_000
+    tasks = open_tasks(home / "device.toml")
+    check = read(**DeviceConfig.load(home / "device.toml").evaluation)
+    images, labels = to_tensor(check.images, tasks.card), torch.from_numpy(check.labels)
+    assert tasks.names == ("low.one_shot",)
+    found = evaluate(tasks.switch("low.one_shot"), images, labels)
+    assert found.accuracy == rounds.accuracy[KEEPS][str(config.rounds.count)]
 
 
 def damage(path):

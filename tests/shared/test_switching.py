@@ -142,6 +142,22 @@ def test_switching_gives_what_building_gives_to_the_bit(bases, name, codec):
     assert bare.held.cuts == 0 < cached.held.cuts
 
 
+@pytest.mark.parametrize("kind", ["splora", "sppara", "full"])
+def test_every_kind_of_adapter_is_switched_and_trained_alone(bases, kind):
+    base = bases["sprig_vit"]
+    adapter = AdapterConfig(kind=kind, rank=2, train_a=True)
+    tasks = [task_of(base, seed, adapter=adapter, codec="float32") for seed in range(2)]
+    switch = switch_of(base, *tasks)
+    expected = [bits(ordinary(base, task)) for task in tasks]
+    network = switch.switch("a").train()
+    steps = torch.optim.SGD(network.parameters(), 0.1, weight_decay=0.1)
+    network(torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))).sum().backward()
+    steps.step()
+    assert [bits(switch.switch(name)) for name in "ab"] == expected
+    switch.update("a", adapter_state(network))
+    assert bits(switch.switch("a"))[0] == bits(network)[0]
+
+
 @pytest.fixture(scope="module")
 def known(base):
     """Tasks, two of which have one mask, and what their networks are."""
