@@ -6,8 +6,8 @@ import time
 from collections.abc import Iterable, Mapping
 
 from fedsprig.errors import BudgetError, RunError
-from fedsprig.graph import kept_index
 from fedsprig.masks import Mask, ScoreSet
+from fedsprig.subnetwork import AdapterConfig
 from fedsprig_server.arms import Arm
 from fedsprig_server.attendance import Attendance
 from fedsprig_server.base import Base
@@ -73,12 +73,14 @@ def begin_arm(
     return row
 
 
-def cuts_of(row: Run, here: Attendance, base: Base, library: Library) -> dict[str, Cut]:
+def cuts_of(
+    row: Run, here: Attendance, base: Base, library: Library, adapter: AdapterConfig
+) -> dict[str, Cut]:
     """The masks of the devices that are here, as they were first made."""
     plan, made = base.plan, {}
     for key in sorted({row.state["masks"].get(device) for device in here.members} - {None}):
         mask = Mask.from_bytes(library.blobs.get(key), plan)
-        made[key] = Cut(mask, kept_index(plan, mask))
+        made[key] = Cut(mask, adapter.index(plan, mask))
     masks = row.state["masks"]
     return {device: made[masks[device]] for device in here.members if device in masks}
 

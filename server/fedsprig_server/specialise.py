@@ -174,12 +174,13 @@ class Specialisation:
             row = begin_arm(
                 arm, described, self._here, self._base, self._library, self._config.selection
             )
+        adapter = arm.adapter(self._config.adapter)
         networks = Networks(
             name,
-            cuts_of(row, self._here, self._base, self._library),
+            cuts_of(row, self._here, self._base, self._library, adapter),
             self._base,
             self._config,
-            adapter=arm.adapter(self._config.adapter),
+            adapter=adapter,
             num_classes=self._num_classes,
         )
         ledger = Ledger.from_json(row.state["ledger"])

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from fedsprig.adapters import attach
+from fedsprig.adapters import Unadapted, attach, with_ranks
 from fedsprig.bases import belongs_to_base, is_of_head, weights_of
 from fedsprig.errors import LimitError, MessageError, MissingPartError
 from fedsprig.graph import GroupPlan, KeptIndex, kept_index, load_small, materialize, restrict
@@ -41,6 +41,8 @@ class AdapterConfig:
         seed: A is drawn from it on server and device, so that it never travels unless it is
             trained.
         train_a: Whether A trains too.
+        rank_rule: A name of ``fedsprig.adapters.RANK_RULES``.
+        unadapted: ``"refuse"`` or ``"freeze"``: see :func:`fedsprig.adapters.attach`.
         local_statistics: Whether every device measures the normalisation statistics for itself:
             then they are no part of what travels.
     """
@@ -50,6 +52,12 @@ class AdapterConfig:
     seed: int = 0
     train_a: bool = False
     local_statistics: bool = False
+    rank_rule: str = "layer"
+    unadapted: Unadapted = "refuse"
+
+    def index(self, plan: GroupPlan, mask: Mask) -> KeptIndex:
+        """What a mask leaves of the base's tensors and of the adapters beside them."""
+        return with_ranks(kept_index(plan, mask), plan.shapes, self.rank, self.rank_rule)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +114,8 @@ def pack_subnetwork(
                 seed=adapter.seed,
                 train_a=adapter.train_a,
                 local_statistics=adapter.local_statistics,
+                rank_rule=adapter.rank_rule,
+                unadapted=adapter.unadapted,
             )
         )
     return bytes(package.SerializeToString(deterministic=True))
@@ -161,10 +171,18 @@ def build_subnetwork(
             seed=settings.seed,
             train_a=settings.train_a,
             local_statistics=settings.local_statistics,
+            rank_rule=settings.rank_rule or "layer",
+            unadapted=_unadapted(settings.unadapted),
         )
     plan = plan.with_num_classes(package.num_classes)
     module = assemble(plan, mask, weights, num_classes=package.num_classes, adapter=adapter)
     return SubNetwork(module, card, plan, mask, index, adapter)
+
+
+def _unadapted(name: str) -> Unadapted:
+    if name not in ("", "refuse", "freeze"):
+        raise MessageError(f"unadapted is {name!r:.20}: use 'refuse' or 'freeze'")
+    return "freeze" if name == "freeze" else "refuse"
 
 
 def assemble(
@@ -211,6 +229,8 @@ def attach_configured(
         module,
         kind=adapter.kind,
         rank=adapter.rank,
+        rank_rule=adapter.rank_rule,
+        unadapted=adapter.unadapted,
         seed=adapter.seed,
         train_a=adapter.train_a,
         head=plan.head,

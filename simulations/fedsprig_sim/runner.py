@@ -122,6 +122,8 @@ def server_config(scenario: Scenario, expansion: Expansion, library: Path) -> Se
         adapter=AdapterConfig(
             kind=scenario.adapter.kind,
             rank=scenario.adapter.rank,
+            rank_rule=scenario.adapter.rank_rule,
+            unadapted=scenario.adapter.unadapted,
             seed=scenario.seed,
             train_a=AGGREGATIONS[scenario.adapter.aggregation].trains_a,
             local_statistics=scenario.adapter.statistics == "local",

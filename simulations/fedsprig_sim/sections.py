@@ -182,6 +182,12 @@ class AdapterSection(Section):
 
     kind: str = "splora"
     rank: Annotated[int, Field(ge=1)] = 8
+    rank_rule: Literal["layer", "kept", "width"] = "layer"
+    """Where a layer gets a lower rank. ``layer``: where more would be waste in the uncut base.
+    ``kept``: ``min(rank, kept inputs, kept outputs)``. ``width``: in proportion to the narrower
+    kept side."""
+    unadapted: Literal["refuse", "freeze"] = "refuse"
+    """What becomes of layers that the kind cannot adapt (SPLoPA and 3x3 convolutions, say)."""
     aggregation: Aggregation = "fixed"
     """How the factors A and B of an adapter are averaged. ``fixed``: A stays at its seeded start
     and never travels, B is averaged. ``refactored``: both train, the products BA are averaged and

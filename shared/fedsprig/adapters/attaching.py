@@ -12,6 +12,7 @@ from torch.nn.utils import parametrize
 from fedsprig.adapters.full import Full
 from fedsprig.adapters.layer import AdapterKind, AdapterLayer, Site
 from fedsprig.adapters.ranks import RANK_RULES, RankRule
+from fedsprig.adapters.splopa import SPLoPA
 from fedsprig.adapters.splora import SPLoRA
 from fedsprig.adapters.sppara import SPPaRA
 from fedsprig.errors import AdapterError
@@ -21,8 +22,11 @@ from fedsprig.spelling import lookup, some, unknown
 ADAPTERS: Final[Mapping[str, AdapterKind]] = {
     "splora": SPLoRA(),
     "sppara": SPPaRA(),
+    "splopa": SPLoPA(),
     "full": Full(),
 }
+
+Unadapted = Literal["refuse", "freeze"]
 
 _NORMS: Final = (
     nn.modules.batchnorm._NormBase,  # batch and instance normalisation, any dimension
@@ -46,7 +50,7 @@ def attach(
     head: str | None = None,
     kept: KeptIndex | None = None,
     shapes: Mapping[str, tuple[int, ...]] | None = None,
-    unadapted: Literal["refuse", "freeze"] = "refuse",
+    unadapted: Unadapted = "refuse",
 ) -> nn.Module:
     """Attach an adapter in place, without changing what the model computes.
 

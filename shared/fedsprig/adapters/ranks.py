@@ -6,6 +6,11 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
+import numpy as np
+
+from fedsprig.graph.index import Kept, KeptIndex
+from fedsprig.spelling import lookup
+
 RankRule = Callable[[int, Sequence[int], Sequence[int]], int]
 """From the rank asked for and a weight's shapes ``[out, in / groups, *kernel]``, in the uncut base
 and as the mask leaves it, to the layer's rank."""
@@ -49,3 +54,37 @@ RANK_RULES: Final[Mapping[str, RankRule]] = {
     "kept": by_kept,
     "width": by_width,
 }
+
+
+def with_ranks(
+    index: KeptIndex, shapes: Mapping[str, tuple[int, ...]], rank: int, rule: str
+) -> KeptIndex:
+    """Kept positions of A's rows and B's columns too, where a cut layer has a lower rank.
+
+    A lower rank has the first rows of a higher one (``splora.draw_a``), so that a narrow network's
+    adapter is a part of the wide one's, like everything else of it.
+
+    Args:
+        index: What a mask keeps of the base's tensors.
+        shapes: Of the base's tensors.
+        rank: That was asked for.
+        rule: A name in ``RANK_RULES``.
+
+    Raises:
+        UnknownNameError: There is no such rule.
+    """
+    ranks_of = lookup(RANK_RULES, rule, "rank rule")
+    lower: dict[str, dict[int, Kept]] = {}
+    for name, axes in index.items():
+        module, _, suffix = name.rpartition(".")
+        full = shapes[name]
+        if suffix != "weight" or len(full) < 2:
+            continue
+        kept = [len(axes[axis]) if axis in axes else size for axis, size in enumerate(full)]
+        has, had = ranks_of(rank, full, kept), ranks_of(rank, full, full)
+        if has < had:
+            prefix = f"{module}." if module else ""
+            rows = np.arange(has, dtype=np.int64)
+            lower[f"{prefix}adapter_a"] = {0: rows}
+            lower[f"{prefix}adapter_b"] = {1: rows}
+    return {**index, **lower}

@@ -98,10 +98,9 @@ def follow(name: str) -> tuple[str, dict[int, int]]:
 def kept_axes(name: str, index: KeptIndex) -> Mapping[int, Kept]:
     """Kept positions of one tensor by its own axes, adapter tensors included; {} if whole."""
     owner, axes = follow(name)
-    if not axes:
-        return index.get(name, {})
     owned = index.get(owner, {})
-    return {axis: owned[source] for axis, source in axes.items() if source in owned}
+    followed = {axis: owned[source] for axis, source in axes.items() if source in owned}
+    return followed | dict(index.get(name, {}))
 
 
 def restrict(state: Mapping[str, Value], index: KeptIndex) -> dict[str, Value]:

@@ -25,18 +25,22 @@ class Budget(_message.Message):
     def __init__(self, weight_bytes: _Optional[int] = ..., macs: _Optional[int] = ..., peak_bytes: _Optional[int] = ..., latency_ms: _Optional[float] = ..., units: _Optional[float] = ..., macs_ratio: _Optional[float] = ..., parameters_ratio: _Optional[float] = ...) -> None: ...
 
 class AdapterSettings(_message.Message):
-    __slots__ = ("kind", "rank", "seed", "train_a", "local_statistics")
+    __slots__ = ("kind", "rank", "seed", "train_a", "local_statistics", "rank_rule", "unadapted")
     KIND_FIELD_NUMBER: _ClassVar[int]
     RANK_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
     TRAIN_A_FIELD_NUMBER: _ClassVar[int]
     LOCAL_STATISTICS_FIELD_NUMBER: _ClassVar[int]
+    RANK_RULE_FIELD_NUMBER: _ClassVar[int]
+    UNADAPTED_FIELD_NUMBER: _ClassVar[int]
     kind: str
     rank: int
     seed: int
     train_a: bool
     local_statistics: bool
-    def __init__(self, kind: _Optional[str] = ..., rank: _Optional[int] = ..., seed: _Optional[int] = ..., train_a: _Optional[bool] = ..., local_statistics: _Optional[bool] = ...) -> None: ...
+    rank_rule: str
+    unadapted: str
+    def __init__(self, kind: _Optional[str] = ..., rank: _Optional[int] = ..., seed: _Optional[int] = ..., train_a: _Optional[bool] = ..., local_statistics: _Optional[bool] = ..., rank_rule: _Optional[str] = ..., unadapted: _Optional[str] = ...) -> None: ...
 
 class SubNetwork(_message.Message):
     __slots__ = ("model", "num_classes", "plan_digest", "plan", "mask", "weights", "adapter", "base", "codec", "content")

@@ -6,10 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from fedsprig.adapters import RANK_RULES, attach
+from fedsprig.adapters import RANK_RULES, adapter_state, attach, with_ranks
 from fedsprig.adapters.ranks import by_kept, by_layer, by_width
 from fedsprig.errors import UnknownNameError
-from fedsprig.graph import kept_index, materialize
+from fedsprig.graph import kept_index, materialize, restrict
 
 
 @pytest.mark.parametrize(
@@ -74,3 +74,20 @@ def test_attaching_follows_the_rule(net, plan, mask):
     )
     with pytest.raises(UnknownNameError, match="did you mean 'width'"):
         attach(nn.Linear(2, 2), rank_rule="widht", head="")
+
+
+def test_lower_ranks_are_a_part_of_the_index(net, plan, mask):
+    index = with_ranks(kept_index(plan, mask), plan.shapes, 4, "kept")
+    small = materialize(net, plan, mask)
+    attach(small, rank=4, rank_rule="kept", head="head", kept=index, shapes=plan.shapes)
+    full = attach(net, rank=4, rank_rule="kept", head="head")
+    cut = restrict(adapter_state(full), index)
+    state = adapter_state(small)
+    assert {name: value.shape for name, value in cut.items()} == {
+        name: value.shape for name, value in state.items()
+    }
+    a = {n: p.detach() for n, p in full.named_parameters() if n.endswith("adapter_a")}
+    for name, rows in restrict(a, index).items():
+        assert np.array_equal(rows, small.get_parameter(name).detach())
+    same = with_ranks(kept_index(plan, mask), plan.shapes, 4, "layer")
+    assert same.keys() == kept_index(plan, mask).keys()  # that rule follows the uncut shapes
