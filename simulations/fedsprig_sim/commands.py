@@ -119,6 +119,38 @@ def _one_shot(
         print(f"{name:<44} {seconds:8.3f} s{aim}")
 
 
+@bench.command("switching")
+def _switching(
+    model: Annotated[str, typer.Option(help="Base model.")] = "torchvision/resnet18",
+    image_size: Annotated[int, typer.Option(min=32, help="Side of its pictures.")] = 64,
+    keep_macs: Annotated[float, typer.Option(min=0.01, max=1.0, help="Of the base's MACs.")] = 0.25,
+    codec: Annotated[str, typer.Option(help="What the weights are rounded by.")] = "float16",
+    repeats: Annotated[int, typer.Option(min=1, help="Turns.")] = 15,
+    threads: Annotated[int | None, typer.Option(min=1, help="Of torch; all by default.")] = None,
+    json_file: Json = None,
+) -> None:
+    """Measure the time from one task to another on a device whose base model is in memory."""
+    from fedsprig_sim.benchmarks import switching
+
+    log = LineProgress(Console(stderr=True))
+    figures = switching.run(
+        model=model,
+        image_size=image_size,
+        keep_macs=keep_macs,
+        codec=codec,
+        repeats=repeats,
+        threads=threads,
+        progress=log.say,
+    )
+    if json_file is not None:
+        write_bytes(json_file, (json.dumps(figures, indent=1) + "\n").encode())
+    for way, seconds in figures["seconds"].items():
+        aim = f"   target {figures['target_seconds']:.3f} s" if way == switching.WAYS[0] else ""
+        print(f"{way:<28} {seconds:9.4f} s{aim}")
+    for what, size in figures["sizes"].items():
+        print(f"{what:<28} {size / 1e6:9.3f} MB")
+
+
 @bench.command("adapters")
 def _adapters(
     network: Annotated[
