@@ -13,6 +13,12 @@ from fedsprig.graph.reference import effective_state
 OPTIMISERS = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, weight_decay=0.05, nesterov=True),
     "adamw": lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=0.1),
+    "rmsprop": lambda p: torch.optim.RMSprop(p, lr=0.003, momentum=0.9, weight_decay=0.1),
+}
+KINDS = {
+    "splora": {},
+    "splora, A trained": {"train_a": True},
+    "sppara": {"kind": "sppara"},
 }
 
 
@@ -21,7 +27,7 @@ def fill(model, seed=5):
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if name.endswith("adapter_b"):
+            if name.endswith(("adapter_b", "adapter_d")):
                 parameter.normal_(generator=generator)
     return model
 
@@ -31,10 +37,10 @@ def options(plan, mask=None):
     return {"rank": 2, "seed": 3, "head": "head", "kept": kept, "shapes": plan.shapes}
 
 
-@pytest.mark.parametrize("train_a", [False, True])
-def test_attach_then_cut_is_cut_then_attach(net, plan, mask, pictures, train_a):
-    first = materialize(attach(copy.deepcopy(net), **options(plan), train_a=train_a), plan, mask)
-    second = attach(materialize(net, plan, mask), **options(plan, mask), train_a=train_a)
+@pytest.mark.parametrize("kind", KINDS)
+def test_attach_then_cut_is_cut_then_attach(net, plan, mask, pictures, kind):
+    first = materialize(attach(copy.deepcopy(net), **options(plan), **KINDS[kind]), plan, mask)
+    second = attach(materialize(net, plan, mask), **options(plan, mask), **KINDS[kind])
     left, right = first.state_dict(), second.state_dict()
     assert left.keys() == right.keys()
     assert all(torch.equal(left[name], right[name]) for name in left)
@@ -43,8 +49,9 @@ def test_attach_then_cut_is_cut_then_attach(net, plan, mask, pictures, train_a):
     assert torch.equal(first(pictures), second(pictures))
 
 
-def test_masked_is_small_is_merged(net, plan, mask, pictures):
-    full = fill(attach(net, **options(plan)))
+@pytest.mark.parametrize("kind", KINDS)
+def test_masked_is_small_is_merged(net, plan, mask, pictures, kind):
+    full = fill(attach(net, **options(plan), **KINDS[kind]))
     masked, small = apply_mask(full, plan, mask), materialize(full, plan, mask)
     expected = masked(pictures)
     assert not torch.allclose(expected, full(pictures))
@@ -54,9 +61,9 @@ def test_masked_is_small_is_merged(net, plan, mask, pictures):
 
 
 @pytest.mark.parametrize("optimiser", OPTIMISERS)
-@pytest.mark.parametrize("train_a", [False, True])
-def test_masked_units_stay_absent_while_training(net, plan, mask, pictures, optimiser, train_a):
-    full = fill(attach(net, **options(plan), train_a=train_a)).double()
+@pytest.mark.parametrize("kind", KINDS)
+def test_masked_units_stay_absent_while_training(net, plan, mask, pictures, optimiser, kind):
+    full = fill(attach(net, **options(plan), **KINDS[kind])).double()
     masked, small = apply_mask(full, plan, mask), materialize(full, plan, mask)
     labels = torch.tensor([0, 1, 2, 1, 0])
     for model in (masked, small):
@@ -73,9 +80,11 @@ def test_masked_units_stay_absent_while_training(net, plan, mask, pictures, opti
     for name, value in restrict(state, index).items():
         torch.testing.assert_close(value, small.state_dict()[name])
     gone = np.flatnonzero(~mask.groups["conv1"])
-    for name in ("conv1.weight", "conv1.adapter_b", "bn1.weight", "bn1.bias", "depthwise.bias"):
+    out, into = ("adapter_d", "adapter_d") if kind == "sppara" else ("adapter_b", "adapter_a")
+    for name in ("conv1.weight", f"conv1.{out}", "bn1.weight", "bn1.bias", "depthwise.bias"):
         assert not state[name][gone].any(), name
-    assert not state["conv2.adapter_a"][:, gone].any()
+    assert not state[f"conv2.{into}"][:, gone].any()
+    assert state[f"conv1.{out}"].any()
     # ... and what they would answer, adapter and all, is exactly nothing.
     seen = {}
     masked.bn1.register_forward_hook(lambda _, __, out: seen.update(out=out))

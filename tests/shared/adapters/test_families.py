@@ -26,11 +26,19 @@ SLOW = [
     "torchvision/densenet121",
     "torchvision/convnext_tiny",
     "torchvision/vit_b_16",
+    "timm/vit_tiny_patch16_224",
+]
+CASES = [
+    *((name, "splora") for name in FAST),
+    ("cifar_resnet20", "sppara"),
+    ("sprig_vit", "sppara"),
+    *(pytest.param(name, "splora", marks=pytest.mark.slow) for name in SLOW),
+    pytest.param("torchvision/swin_t", "sppara", marks=pytest.mark.slow),
 ]
 
 
-@pytest.mark.parametrize("name", [*FAST, *(pytest.param(n, marks=pytest.mark.slow) for n in SLOW)])
-def test_masked_small_and_merged_agree(name):
+@pytest.mark.parametrize(("name", "kind"), CASES)
+def test_masked_small_and_merged_agree(name, kind):
     card = describe(name)
     size = card.input_size if "vit" in name else min(card.input_size, 64)
     model = build(name, num_classes=5)
@@ -38,7 +46,7 @@ def test_masked_small_and_merged_agree(name):
     plan = trace_groups(model, pictures[:1], name=name)
     mask = Mask.random(plan, 0.6, np.random.default_rng(1))
     cut_first = materialize(model, plan, mask)
-    options = {"rank": 2, "seed": 3, "head": plan.head, "shapes": plan.shapes}
+    options = {"kind": kind, "rank": 2, "seed": 3, "head": plan.head, "shapes": plan.shapes}
     attach(cut_first, kept=kept_index(plan, mask), **options)
     attach(model, **options)
     attached_first = materialize(model, plan, mask).state_dict()
@@ -52,7 +60,7 @@ def test_masked_small_and_merged_agree(name):
         head.bias.zero_()
         base = model(pictures)
         for parameter_name, parameter in model.named_parameters():
-            if parameter_name.endswith("adapter_b"):
+            if parameter_name.endswith(("adapter_b", "adapter_d")):
                 parameter.normal_(std=0.05, generator=generator)
         masked, small = apply_mask(model, plan, mask), materialize(model, plan, mask)
         expected = masked(pictures)
@@ -60,7 +68,7 @@ def test_masked_small_and_merged_agree(name):
         assert (model(pictures) - base).abs().max() > 1e-4 * scale  # the adapter does something
         for other in (small, merge(small), materialize(merge(model), plan, mask)):
             torch.testing.assert_close(other(pictures), expected, rtol=0, atol=1e-4 * scale)
-    adapters = [n for n, _ in small.named_parameters() if n.endswith("adapter_b")]
+    adapters = [n for n, _ in small.named_parameters() if n.endswith(("adapter_b", "adapter_d"))]
     frozen = [
         n for n in attach_report(small) if n.endswith(".weight") and small.get_parameter(n).ndim > 1
     ]
