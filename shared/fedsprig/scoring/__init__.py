@@ -13,8 +13,10 @@ from fedsprig.errors import ScoreError, UnknownNameError
 from fedsprig.graph.plan import GroupPlan
 from fedsprig.masks.scores import ScoreSet
 from fedsprig.scoring.attention import score_attention
+from fedsprig.scoring.fpgm import score_fpgm
 from fedsprig.scoring.magnitude import score_magnitude
 from fedsprig.scoring.random import score_random
+from fedsprig.scoring.snip import score_snip
 from fedsprig.scoring.taylor import score_taylor
 from fedsprig.spelling import lookup, unknown
 from fedsprig.training.modes import keeping_modes
@@ -25,8 +27,10 @@ Scorer = Callable[..., ScoreSet]
 
 SCORERS: dict[str, Scorer] = {
     "attention": score_attention,
+    "fpgm": score_fpgm,
     "magnitude": score_magnitude,
     "random": score_random,
+    "snip": score_snip,
     "taylor": score_taylor,
 }
 
