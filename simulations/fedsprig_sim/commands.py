@@ -200,6 +200,10 @@ def _fine_pruning(
     arm: Annotated[
         list[str] | None, typer.Option(help="Who is compared; repeatable; all by default.")
     ] = None,
+    rate: Annotated[
+        list[str] | None,
+        typer.Option(metavar="METHOD=RATE", help="Learning rates to choose from; repeatable."),
+    ] = None,
     pictures: Annotated[int, typer.Option(min=64, help="Training pictures, at most.")] = 20_000,
     test_pictures: Annotated[int, typer.Option(min=1, help="Test pictures, at most.")] = 4_000,
     first_steps: Annotated[int, typer.Option(min=1, help="Steps before the first cut.")] = 60,
@@ -221,6 +225,7 @@ def _fine_pruning(
             weights=weights,
             seeds=seeds,
             arms=arm or tuple(fine_pruning.ARMS),
+            rates=fine_pruning.read_rates(rate or ()),
             pictures=pictures,
             test_pictures=test_pictures,
             course=fine_pruning.Course(

@@ -19,11 +19,19 @@ from torch import nn
 
 from fedsprig.adapters.layer import AdapterLayer
 from fedsprig.cli import run as command
-from fedsprig.errors import DataError, UnknownNameError
+from fedsprig.errors import DataError, TrainingError, UnknownNameError
 from fedsprig.graph import trace_groups
 from fedsprig.masks import Mask, ScoreSet
 from fedsprig.models.cifar_resnet import CifarResNet
-from fedsprig_sim.benchmarks.fine_pruning import ARMS, METHODS, Arm, Course, run, table
+from fedsprig_sim.benchmarks.fine_pruning import (
+    ARMS,
+    METHODS,
+    Arm,
+    Course,
+    read_rates,
+    run,
+    table,
+)
 from fedsprig_sim.benchmarks.fine_pruning.course import Stage, Start, trajectory
 from fedsprig_sim.benchmarks.fine_pruning.leak import measure_leak
 from fedsprig_sim.benchmarks.fine_pruning.pruning import (
@@ -284,6 +292,17 @@ def test_differences_are_taken_seed_by_seed() -> None:
 def test_a_course_leads_down(densities: tuple[float, ...], reported: tuple[float, ...]) -> None:
     with pytest.raises(DataError):
         Course(densities=densities, reported=reported)
+
+
+def test_rates_are_read_by_method() -> None:
+    assert read_rates(["splora-8=0.1", "fine-pruning=1e-2", "splora-8=0.2"]) == {
+        "splora-8": [0.1, 0.2],
+        "fine-pruning": [0.01],
+    }
+    with pytest.raises(TrainingError, match="splora-8=fast"):
+        read_rates(["splora-8=fast"])
+    with pytest.raises(UnknownNameError, match="splora-8"):
+        read_rates(["splora8=0.1"])
 
 
 def test_an_unknown_arm_is_named(

@@ -8,7 +8,7 @@ published code.
 
 from fedsprig_sim.benchmarks.fine_pruning.course import Course
 from fedsprig_sim.benchmarks.fine_pruning.experiment import run
-from fedsprig_sim.benchmarks.fine_pruning.methods import ARMS, METHODS, Arm, Method
+from fedsprig_sim.benchmarks.fine_pruning.methods import ARMS, METHODS, Arm, Method, read_rates
 from fedsprig_sim.benchmarks.fine_pruning.summary import table
 
-__all__ = ["ARMS", "METHODS", "Arm", "Course", "Method", "run", "table"]
+__all__ = ["ARMS", "METHODS", "Arm", "Course", "Method", "read_rates", "run", "table"]

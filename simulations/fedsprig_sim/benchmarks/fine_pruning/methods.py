@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
+
+from fedsprig.errors import TrainingError
+from fedsprig.spelling import lookup
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +47,30 @@ class Arm:
 
 METHODS: Final[Mapping[str, Method]] = MappingProxyType(
     {
-        "fine-pruning": Method("full", 1, (0.01, 0.02, 0.05)),
-        "splora-8": Method("splora", 8, (0.05, 0.1, 0.2)),
-        "splora-32": Method("splora", 32, (0.05, 0.1, 0.2)),
+        "fine-pruning": Method("full", 1, (0.01, 0.05, 0.1)),
+        "splora-8": Method("splora", 8, (0.1, 0.2, 0.4)),
+        "splora-32": Method("splora", 32, (0.1, 0.2)),
     }
 )
+
+
+def read_rates(items: Iterable[str]) -> dict[str, list[float]]:
+    """Learning rates by method, from ``METHOD=RATE`` texts; a method may come more than once.
+
+    Raises:
+        UnknownNameError: No such method.
+        TrainingError: A text of another form.
+    """
+    rates: dict[str, list[float]] = {}
+    for item in items:
+        method, _, rate = item.partition("=")
+        lookup(METHODS, method, "method")
+        try:
+            rates.setdefault(method, []).append(float(rate))
+        except ValueError:
+            raise TrainingError(f"{item!r} is not of the form METHOD=RATE: {method}=0.1") from None
+    return rates
+
 
 ARMS: Final[Mapping[str, Arm]] = MappingProxyType(
     {
