@@ -43,6 +43,25 @@ class BlockGrid:
         """Whether all blocks are kept."""
         return self.kept == self.size[0] * self.size[1]
 
+    def spread(self, values: Tensor) -> Tensor:
+        """``[d, kept]`` -> ``[d, rows, columns]`` of blocks, zero where pruned."""
+        if self.whole:
+            return values.view(len(values), *self.size)
+        empty = values.new_zeros(len(values), self.size[0] * self.size[1])
+        places = self.at[0] * self.size[1] + self.at[1]
+        return empty.index_copy(1, places, values).view(len(values), *self.size)
+
+    def mask(self, matrix: Tensor) -> Tensor:
+        """``[out, in]`` of finite numbers with pruned blocks set to zero."""
+        if self.whole:
+            return matrix
+        (p, q), (down, across) = self.block, self.size
+        keep = self.spread(matrix.new_ones(1, self.kept))[0]
+        if matrix.shape == (down * p, across * q):
+            blocks = matrix.reshape(down, p, across, q)
+            return (blocks * keep[:, None, :, None]).view_as(matrix)
+        return matrix * keep[(self.rows // p)[:, None], self.columns // q]
+
     def split(self, matrix: Tensor) -> Tensor:
         """``[out, in]`` -> its kept blocks ``[kept, p, q]``, zero where the matrix has nothing."""
         (p, q), (down, across) = self.block, self.size
@@ -58,6 +77,16 @@ class BlockGrid:
             blocks = empty.index_put((self.at[0], self.at[1]), blocks)
         filled = blocks.view(down, across, p, q).transpose(1, 2).reshape(down * p, across * q)
         return _take(_take(filled, 0, self.rows, self.shape[0]), 1, self.columns, self.shape[1])
+
+    def add(self, matrix: Tensor, blocks: Tensor) -> Tensor:
+        """``[out, in]`` plus all blocks, ``[rows * columns, p, q]``, row by row."""
+        (p, q), (down, across) = self.block, self.size
+        laid = blocks.view(down, across, p, q).transpose(1, 2)
+        if matrix.shape == (down * p, across * q):
+            return (matrix.reshape(laid.shape) + laid).reshape(matrix.shape)
+        filled = laid.reshape(down * p, across * q)
+        rows = _take(filled, 0, self.rows, self.shape[0])
+        return matrix + _take(rows, 1, self.columns, self.shape[1])
 
     def slabs_out(self, g: Tensor) -> Tensor:
         """``[n, out]`` -> ``[rows of blocks, n, p]``, contiguous."""

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from fedsprig.adapters.block_grid import BlockGrid
 from fedsprig.adapters.block_product import describe, is_sparse, least_rows, multiply
-from fedsprig.adapters.prototypes import autocasts
+from fedsprig.adapters.precision import autocasts
 from fedsprig.errors import AdapterError
 from fedsprig.masks.blocks import BlockMask
 

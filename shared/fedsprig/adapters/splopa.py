@@ -24,7 +24,8 @@ Where we differ from the paper's library, and why:
   ``1 / (q rho)``): a step on B moves W' like one of the same size on W, projected on them, as with
   SPLoRA's A. They train, as in the paper, if the site says that the inner factor trains; else they
   never travel.
-* Training never forms the gradient of W where that is waste (:mod:`fedsprig.adapters.prototypes`).
+* Training does not form the gradient of W where that is waste
+  (:mod:`fedsprig.adapters.prototype_product`).
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ from torch.nn.utils import parametrize
 from fedsprig.adapters.block_grid import BlockGrid
 from fedsprig.adapters.block_product import describe
 from fedsprig.adapters.layer import AdapterLayer, Site
-from fedsprig.adapters.prototypes import adapted, change, merge_blocks
+from fedsprig.adapters.prototype_product import adapted
+from fedsprig.adapters.prototypes import change, merge
 from fedsprig.errors import AdapterError
 from fedsprig.masks.block_layers import takes_blocks
 from fedsprig.masks.blocks import BlockMask, Bools
@@ -115,14 +117,13 @@ class SPLoPALayer(AdapterLayer):
         """Return ``W'``, of the shape of W, exactly zero in pruned blocks."""
         factors = self.adapter_blocks, self.adapter_p, self.adapter_q
         matrix, grid = self.weight.flatten(1), self.grid
-        if parametrize.is_parametrized(self, "weight"):
-            # The full-size reference masks units of W; they are to be absent from D too.
-            delta = grid.join(change(*factors)).view_as(self.weight)
-            for keep in self.parametrizations["weight"]:  # type: ignore[index]
-                delta = keep(delta)
-            kept = grid.join(grid.split(matrix))
-            return kept.view_as(self.weight) + delta
-        return grid.join(merge_blocks(matrix, *factors, grid)).view_as(self.weight)
+        if not parametrize.is_parametrized(self, "weight"):
+            return merge(matrix, *factors, grid).view_as(self.weight)
+        # The full-size reference masks units of W; they are to be absent from D too.
+        masked = grid.join(change(*factors)).view_as(self.weight)
+        for keep in self.parametrizations["weight"]:  # type: ignore[index]
+            masked = keep(masked)
+        return grid.mask(matrix).view_as(self.weight) + masked
 
     def multiply(self, x: Tensor, bias: Tensor | None, axis: int) -> Tensor:
         """``W'`` along an axis of ``x``, plus the bias."""

@@ -16,7 +16,12 @@ from fedsprig.adapters.block_product import (
     multiply_back,
 )
 from fedsprig.adapters.prototypes import (
+    beside,
+    beside_back,
+    change,
+    merge,
     prefers_blocks,
+    prefers_merging,
     through_blocks,
     through_projections,
 )
@@ -74,6 +79,12 @@ def test_blocks_and_matrices(grid):
     assert torch.equal(matrix, slow_join(blocks, grid))
     other = noise(*matrix.shape, seed=1)
     assert torch.equal(grid.join(grid.split(other)), other * kept_elements(grid))
+    torch.testing.assert_close(grid.mask(other), other * kept_elements(grid))
+    values = noise(2, grid.kept, seed=2)
+    spread = grid.spread(values)
+    assert spread.shape == (2, *grid.size)
+    assert torch.equal(spread[:, grid.at[0], grid.at[1]], values)
+    assert spread.count_nonzero() == 2 * grid.kept
     # split is the transpose of join: what is cropped is zero
     assert float((grid.split(other) * blocks).sum()) == pytest.approx(float((matrix * other).sum()))
     x = noise(3, len(grid.columns))
@@ -131,6 +142,29 @@ def test_both_ways_to_the_gradients_of_the_factors_agree(grid, rows, count, rank
         if needed:
             assert left.shape == factor.shape
             torch.testing.assert_close(left, right)
+
+
+@given(grid=grids, rows=st.integers(0, 5), count=st.integers(1, 4), rank=st.integers(1, 3))
+@settings(max_examples=100)
+def test_the_change_beside_is_that_of_the_merged_weight(grid, rows, count, rank):
+    p = noise(count, grid.block[0], rank, seed=1)
+    q = noise(count, grid.block[1], rank, seed=2)
+    b = noise(count, grid.kept, seed=3)
+    weight = noise(len(grid.rows), len(grid.columns), seed=4)
+    change_of = slow_join(change(b, p, q), grid)
+    merged = merge(weight, b, p, q, grid)
+    torch.testing.assert_close(merged, weight * kept_elements(grid) + change_of)
+    assert not merged[~kept_elements(grid)].any()
+    x, g = noise(rows, len(grid.columns), seed=5), noise(rows, len(grid.rows), seed=6)
+    torch.testing.assert_close(beside(x, b, p, q, grid), x @ change_of.T)
+    torch.testing.assert_close(beside_back(g, b, p, q, grid), g @ change_of)
+
+
+def test_weights_are_merged_for_many_rows():
+    grid = grid_of(768, 768, (32, 32), 1)
+    p = torch.zeros(64, 32, 1)
+    assert prefers_merging(2048, p, grid)
+    assert not prefers_merging(16, p, grid)
 
 
 def ways(size, block, keep, prototypes, rows=512, trains=True):
