@@ -184,8 +184,8 @@ class AdapterSection(Section):
     rank: Annotated[int, Field(ge=1)] = 8
     rank_rule: Literal["layer", "kept", "width"] = "layer"
     """Where a layer gets a lower rank. ``layer``: where more would be waste in the uncut base.
-    ``kept``: ``min(rank, kept inputs, kept outputs)``. ``width``: in proportion to the narrower
-    kept side."""
+    ``kept``: ``min(rank, kept inputs, kept outputs)``. ``width``: in proportion to the
+    smaller kept share of the two."""
     unadapted: Literal["refuse", "freeze"] = "refuse"
     """What becomes of layers that the kind cannot adapt (SPLoPA and 3x3 convolutions, say)."""
     aggregation: Aggregation = "fixed"

@@ -72,8 +72,9 @@ def attach(
         kept: What the mask has left of the base's tensors, if the model is cut already.
         shapes: Shapes of the uncut base's tensors (``plan.shapes``); needed with ``kept``.
         unadapted: What becomes of layers with weights that the kind cannot adapt (transposed
-            convolutions, embeddings, subclasses that compute something else): they are refused by
-            name, or stay frozen. Their biases train either way, and no such weight ever does.
+            convolutions, embeddings, recurrent layers, subclasses that compute something else):
+            they are refused by name, or stay frozen. No such weight ever trains. Scales, tokens,
+            positions and tables of biases are no weights and stay frozen either way.
 
     Returns:
         ``model``.
@@ -150,8 +151,7 @@ def merge(model: nn.Module) -> nn.Module:
         if parametrize.is_parametrized(module):
             _bake_(module)
         if isinstance(module, AdapterLayer) and weight is not None:
-            module.to_plain_()
-            module.weight = nn.Parameter(weight)
+            module.to_plain_(weight)
     for module in merged.modules():
         if hasattr(module, _MARK):
             delattr(module, _MARK)
@@ -207,19 +207,29 @@ def _trains(module: nn.Module, name: str) -> bool:
 
 
 def _refuse_unadapted(body: Mapping[str, nn.Module], adapter: AdapterKind) -> None:
-    """Name the layers with weights that would neither train nor have an adapter."""
+    """Name the weights that would neither train nor have an adapter."""
     left = [
         f"{path}.{name}" if path else name
         for path, module in body.items()
         if not isinstance(module, _NORMS) and not adapter.fits(module)
         for name, parameter in module.named_parameters(recurse=False)
-        if name.endswith("weight") and parameter.ndim > 1
+        if not _is_constant(name, parameter)
     ]
     if left:
         raise AdapterError(
             f"{type(adapter).__name__} cannot adapt {some(left)}: pass unadapted='freeze' to leave "
             "them frozen, or choose another kind"
         )
+
+
+def _is_constant(name: str, parameter: nn.Parameter) -> bool:
+    """Whether a parameter is added or multiplied as it is, and so no weight between units.
+
+    Those are biases, by their name (also Swin's tables of them); scales, which have one axis that
+    is longer than 1; and tokens and positions, whose first axis is the batch's, of length 1.
+    """
+    sizes = parameter.shape
+    return "bias" in name or sum(n > 1 for n in sizes) <= 1 or (len(sizes) > 2 and sizes[0] == 1)
 
 
 def _site(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from torch import Tensor, nn
 
@@ -56,14 +56,25 @@ class AdapterKind(Protocol):
 
 
 class AdapterLayer(nn.Module, ABC):
-    """A layer with an adapter: its own ``weight``, frozen, and the adapter's parameters beside."""
+    """A layer with an adapter: its own ``weight``, frozen, and the adapter beside.
 
+    All that the adapter adds to the plain layer has a name that begins with ``adapter_``.
+
+    Attributes:
+        plain: The class of the plain layer.
+    """
+
+    plain: ClassVar[type[nn.Module]]
     weight: Tensor
 
     @abstractmethod
     def merged_weight(self) -> Tensor:
         """Return the weight that the layer acts by, of the shape of ``weight``."""
 
-    @abstractmethod
-    def to_plain_(self) -> None:
-        """Turn back into the plain layer with the merged weight, in place."""
+    def to_plain_(self, weight: Tensor) -> None:
+        """Turn back into the plain layer, with this weight, in place."""
+        for names in (self._parameters, self._buffers, self.__dict__):
+            for name in [name for name in names if name.startswith("adapter_")]:
+                delattr(self, name)
+        self.weight = nn.Parameter(weight.detach())
+        self.__class__ = self.plain  # type: ignore[assignment]

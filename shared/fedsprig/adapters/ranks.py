@@ -40,13 +40,13 @@ def by_kept(rank: int, full: Sequence[int], kept: Sequence[int]) -> int:
 
 
 def by_width(rank: int, full: Sequence[int], kept: Sequence[int]) -> int:
-    """The rank in proportion to the narrower kept side, rounded up; then as :func:`by_kept`.
+    """The rank times the smaller of the two kept shares, rounded up; then as :func:`by_kept`.
 
     A layer that keeps all of its units has the whole rank, one that keeps a quarter of its inputs
-    or outputs a quarter of it.
+    or of its outputs a quarter of it.
     """
-    share = min(kept[0] / full[0], kept[1] / full[1])
-    return by_kept(max(1, math.ceil(rank * share)), full, kept)
+    of_out, of_in = (-(-rank * k // n) for k, n in zip(kept[:2], full[:2], strict=True))
+    return by_kept(min(of_out, of_in), full, kept)
 
 
 RANK_RULES: Final[Mapping[str, RankRule]] = {

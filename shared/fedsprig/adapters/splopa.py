@@ -33,7 +33,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 import torch
@@ -66,7 +65,6 @@ class SPLoPALayer(AdapterLayer):
         adapter_shape: ``(out, in)`` of the uncut weight.
     """
 
-    plain: ClassVar[type[nn.Module]]
     adapter_blocks: nn.Parameter
     adapter_p: nn.Parameter
     adapter_q: nn.Parameter
@@ -131,15 +129,6 @@ class SPLoPALayer(AdapterLayer):
             return (F.linear if axis == -1 else F.conv2d)(x, self.merged_weight(), bias)
         factors = self.adapter_blocks, self.adapter_p, self.adapter_q
         return adapted(x, self.weight.flatten(1), bias, *factors, self.grid, axis=axis)
-
-    def to_plain_(self) -> None:
-        """Fold the change and the block mask into the weight and become the plain layer again."""
-        merged = self.merged_weight().detach()
-        for name in [n for n in (*self._parameters, *self._buffers) if n.startswith("adapter_")]:
-            delattr(self, name)
-        del self.adapter_shape
-        self.weight = nn.Parameter(merged)
-        self.__class__ = self.plain  # type: ignore[assignment]
 
     def extra_repr(self) -> str:
         """Add the prototypes, and how products are computed, to the plain layer's line."""

@@ -34,7 +34,7 @@ import torch
 from torch import Tensor, nn
 
 from fedsprig.adapters.layer import Site
-from fedsprig.adapters.tap import TapConv, TapLayer, TapLinear
+from fedsprig.adapters.merged import MergedConv, MergedLayer, MergedLinear
 from fedsprig.seeds import derive_seed
 
 
@@ -53,7 +53,7 @@ def draw_a(site: Site) -> Tensor:
     return full[:, torch.from_numpy(site.kept[1])] if 1 in site.kept else full
 
 
-class SPLoRALayer(TapLayer):
+class SPLoRALayer(MergedLayer):
     """What convolutions and linear layers share.
 
     Attributes:
@@ -79,7 +79,7 @@ class SPLoRALayer(TapLayer):
         b = weight.new_zeros(weight.shape[0], a.shape[0])
         source.register_parameter("adapter_b", nn.Parameter(b))
 
-    def change(self) -> tuple[Tensor, Tensor]:
+    def delta(self) -> tuple[Tensor, Tensor]:
         """Return B and A."""
         return self.adapter_b, self.adapter_a
 
@@ -88,21 +88,21 @@ class SPLoRALayer(TapLayer):
         return f"{super().extra_repr()}, rank={self.adapter_b.shape[1]}"
 
 
-class SPLoRAConv1d(SPLoRALayer, TapConv, nn.Conv1d):
+class SPLoRAConv1d(SPLoRALayer, MergedConv, nn.Conv1d):
     """A 1-D convolution with SPLoRA."""
 
     plain = nn.Conv1d
     weight: Tensor
 
 
-class SPLoRAConv2d(SPLoRALayer, TapConv, nn.Conv2d):
+class SPLoRAConv2d(SPLoRALayer, MergedConv, nn.Conv2d):
     """A 2-D convolution with SPLoRA."""
 
     plain = nn.Conv2d
     weight: Tensor
 
 
-class SPLoRALinear(SPLoRALayer, TapLinear, nn.Linear):
+class SPLoRALinear(SPLoRALayer, MergedLinear, nn.Linear):
     """A linear layer with SPLoRA."""
 
     plain = nn.Linear

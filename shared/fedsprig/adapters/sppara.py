@@ -20,10 +20,10 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from fedsprig.adapters.layer import Site
-from fedsprig.adapters.tap import TapConv, TapLayer, TapLinear
+from fedsprig.adapters.merged import MergedConv, MergedLayer, MergedLinear
 
 
-class SPPaRALayer(TapLayer):
+class SPPaRALayer(MergedLayer):
     """What convolutions and linear layers share.
 
     Attributes:
@@ -40,26 +40,26 @@ class SPPaRALayer(TapLayer):
         source.__class__ = cls
         source.register_parameter("adapter_d", nn.Parameter(weight.new_zeros(weight.shape[:2])))
 
-    def change(self) -> tuple[Tensor, None]:
+    def delta(self) -> tuple[Tensor, None]:
         """Return D."""
         return self.adapter_d, None
 
 
-class SPPaRAConv1d(SPPaRALayer, TapConv, nn.Conv1d):
+class SPPaRAConv1d(SPPaRALayer, MergedConv, nn.Conv1d):
     """A 1-D convolution with SPPaRA."""
 
     plain = nn.Conv1d
     weight: Tensor
 
 
-class SPPaRAConv2d(SPPaRALayer, TapConv, nn.Conv2d):
+class SPPaRAConv2d(SPPaRALayer, MergedConv, nn.Conv2d):
     """A 2-D convolution with SPPaRA."""
 
     plain = nn.Conv2d
     weight: Tensor
 
 
-class SPPaRALinear(SPPaRALayer, TapLinear, nn.Linear):
+class SPPaRALinear(SPPaRALayer, MergedLinear, nn.Linear):
     """A linear layer with SPPaRA."""
 
     plain = nn.Linear

@@ -158,18 +158,21 @@ def odd_model():
             "attention": nn.MultiheadAttention(4, 2),
             "back": nn.ConvTranspose2d(2, 2, 2),
             "words": nn.Embedding(3, 4),
+            "memory": nn.LSTM(4, 2),
+            "slope": nn.PReLU(4),
             "norm": nn.LayerNorm([2, 4]),
             "head": nn.Linear(4, 2),
         }
     )
-    model.token = nn.Parameter(torch.zeros(1, 1, 4))
+    model.token = nn.Parameter(torch.zeros(1, 3, 4))
+    model.scale = nn.Parameter(torch.zeros(4, 1, 1))
     return model
 
 
 def test_what_cannot_be_adapted_is_refused_by_name_and_nothing_changes():
     model = odd_model()
     before = trains(model)
-    with pytest.raises(AdapterError, match=r"attention.in_proj_weight, .* and 1 more: pass unadap"):
+    with pytest.raises(AdapterError, match=r"attention.in_proj_weight, .* and 3 more: pass unadap"):
         attach(model, head="head")
     assert trains(model) == before
     with pytest.raises(AdapterError, match="unadapted is 'train'"):
@@ -181,11 +184,17 @@ def test_what_cannot_be_adapted_stays_frozen_and_is_listed_if_so_chosen():
     attach(model, head="head", unadapted="freeze")
     assert attach_report(model) == (
         "token",
+        "scale",
         "attention.in_proj_weight",
         "attention.in_proj_bias",
         "attention.out_proj.weight",
         "back.weight",
         "words.weight",
+        "memory.weight_ih_l0",
+        "memory.weight_hh_l0",
+        "memory.bias_ih_l0",
+        "memory.bias_hh_l0",
+        "slope.weight",
     )
     assert trains(model) == {
         "attention.out_proj.bias",

@@ -40,6 +40,7 @@ def test_rank_by_layer(rank, shape, expected):
         (8, (64, 64, 3, 3), (33, 64, 3, 3), 8, 5),  # 8 * 33 / 64 = 4.1
         (8, (64, 3, 7, 7), (64, 3, 7, 7), 3, 3),
         (16, (20, 20), (2, 20), 2, 2),
+        (56, (112, 200, 1, 1), (58, 200, 1, 1), 56, 29),  # exactly 29
     ],
 )
 def test_rank_by_what_the_mask_left(rank, full, kept, kept_rule, width_rule):

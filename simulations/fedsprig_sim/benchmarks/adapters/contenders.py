@@ -17,6 +17,8 @@ from fedsprig.adapters import attach
 
 HEAD: Final = "fc"
 OURS: Final = "fedsprig"
+OURS_WITH_A: Final = "fedsprig, A trained"
+OUR_WAYS: Final = (OURS, OURS_WITH_A)
 FROZEN: Final = "frozen"
 FULL: Final = "full"
 SPA: Final = "structured-pruning-adapters"
@@ -85,7 +87,7 @@ CONTENDERS: Final[Mapping[str, Callable[[nn.Module, int], nn.Module]]] = {
     FROZEN: frozen,
     FULL: full,
     OURS: ours,
-    f"{OURS}, A trained": ours_with_a,
+    OURS_WITH_A: ours_with_a,
     SPA: structured_pruning_adapters,
     PEFT: peft,
 }

@@ -1,40 +1,30 @@
-"""Adapted layers whose change lies at the centre tap of the kernel."""
+"""Adapted layers that act by one merged weight: W and a change at the centre of its kernel."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import ClassVar
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedsprig.adapters.frozen import adapted_conv, adapted_linear, geometry, merge_tap
+from fedsprig.adapters.frozen import adapted_conv, adapted_linear, merge_delta
 from fedsprig.adapters.layer import AdapterLayer
+from fedsprig.adapters.pointwise import Geometry
 
 
-class TapLayer(AdapterLayer):
-    """A layer that acts by ``W + D``, D at the tap ``(height // 2, width // 2, ...)``."""
-
-    plain: ClassVar[type[nn.Module]]
+class MergedLayer(AdapterLayer):
+    """A layer that acts by ``W + D``, D at the centre ``(height // 2, width // 2, ...)``."""
 
     @abstractmethod
-    def change(self) -> tuple[Tensor, Tensor | None]:
+    def delta(self) -> tuple[Tensor, Tensor | None]:
         """Return ``(B, A)`` with ``D = B A``, or ``(D, None)``; D is ``[out, in / groups]``."""
 
     def merged_weight(self) -> Tensor:
         """Return ``W + D``, of the shape of W."""
-        return merge_tap(self.weight, *self.change())
-
-    def to_plain_(self) -> None:
-        """Fold D into the weight and become the plain layer again, in place."""
-        merged = self.merged_weight().detach()
-        for name in [name for name in self._parameters if name.startswith("adapter_")]:
-            delattr(self, name)
-        self.weight = nn.Parameter(merged)
-        self.__class__ = self.plain  # type: ignore[assignment]
+        return merge_delta(self.weight, *self.delta())
 
 
-class TapConv(TapLayer):
+class MergedConv(MergedLayer):
     """A convolution of any stride, padding, dilation and grouping."""
 
     def forward(self, input: Tensor) -> Tensor:
@@ -51,15 +41,15 @@ class TapConv(TapLayer):
         elif padding != pads[-2::-2]:
             x = F.pad(x, pads)
             padding = (0,) * space
-        how = geometry(self.kernel_size, self.stride, padding, self.dilation, self.groups)
-        out = adapted_conv(x, self.weight, self.bias, *self.change(), how)
+        how = Geometry(self.stride, padding, self.dilation, self.groups)
+        out = adapted_conv(x, self.weight, self.bias, *self.delta(), how)
         return out if x.ndim == input.ndim else out[0]
 
 
-class TapLinear(TapLayer):
+class MergedLinear(MergedLayer):
     """A linear layer."""
 
     def forward(self, input: Tensor) -> Tensor:
         """Map ``[..., in]`` to ``[..., out]``."""
         assert isinstance(self, nn.Linear)  # noqa: S101 - by construction
-        return adapted_linear(input, self.weight, self.bias, *self.change())
+        return adapted_linear(input, self.weight, self.bias, *self.delta())
