@@ -97,12 +97,12 @@ class Float16:
     def encode(self, array: Array) -> Mapping[str, Array]:
         """Scale by a power of two (exact) and round to float16."""
         exponent = self._exponent(array)
-        halves = (array.ravel() * self._scale(-exponent)).astype(np.float16)
+        halves = _as(np.float16, array.ravel() * self._scale(-exponent))
         return {"halves": halves, "exponents": np.array([exponent], np.int8)}
 
     def decode(self, parts: Mapping[str, Array], shape: Shape) -> Array:
         """Scale back."""
-        values = parts["halves"].astype(np.float32)
+        values = _as(np.float32, parts["halves"])
         if not np.isfinite(values).all():
             raise NonFiniteUpdateError("holds NaN or an infinity")
         with np.errstate(over="ignore"):
@@ -121,7 +121,7 @@ class Float16:
         return np.float32(math.ldexp(1.0, exponent))
 
     def _exponent(self, array: Array) -> int:
-        largest = float(np.max(np.abs(array)))
+        largest = float(max(array.max(), -array.min()))
         if largest == 0.0:
             return self._LOWEST
         return max(math.frexp(largest)[1] - 15, self._LOWEST)
@@ -247,6 +247,15 @@ def get_codec(name: str) -> Codec:
         UnknownNameError: There is none.
     """
     return lookup(CODECS, name, "codec")
+
+
+def _as(dtype: type[np.floating[Any]], values: Array) -> Array:
+    """A copy in another precision: numpy converts half precision in software, torch does not."""
+    import torch
+
+    kept = torch.from_numpy(values if values.flags.writeable else values.copy())
+    converted: Array = kept.to(torch.float16 if dtype is np.float16 else torch.float32).numpy()
+    return converted
 
 
 def _to_float32(values: Array) -> Array:
