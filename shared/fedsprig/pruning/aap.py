@@ -1,0 +1,116 @@
+"""Adaptive activation-based pruning: prune, retrain, judge, and roll back where it was too much.
+
+Zhao, Jain and Zhao 2022, "Adaptive Activation-based Structured Pruning", arXiv 2201.10520,
+Algorithm 1 (later "Automatic Attention Pruning", AISTATS 2023, arXiv 2303.08595). Written from the
+algorithm's description alone. What is ours: groups in place of single layers
+(:mod:`fedsprig.pruning.thresholds`); networks that are physically small after every round, so that
+a dropped unit cannot come back; a floor under every group; a stop rule; and hard limits that hold:
+a network's size is known before it is trained, so a round that would cross the limit is replaced at
+once by the one that just meets it, where the published search ends beside it.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from fedsprig.errors import BudgetError, TrainingError
+from fedsprig.pruning.aap_run import Run
+from fedsprig.pruning.attention import Form
+from fedsprig.pruning.job import Job
+from fedsprig.pruning.journal import Journal
+from fedsprig.pruning.product import Product, Progress, silent
+from fedsprig.pruning.rewinding import part
+from fedsprig.pruning.thresholds import Weighting
+from fedsprig.training import TrainConfig
+
+Rewind = Literal["rate", "weights"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AAP:
+    """The method's settings; defaults are small enough for one operator's computer.
+
+    Attributes:
+        power: p of the attention; the paper's scripts use 1.
+        form: how the attention takes pixels together.
+        weighting: layers are pruned by their share of ``"parameters"`` or of ``"macs"``.
+        step: the first step of the threshold; ``None`` for the one that drops ``first_share``.
+        first_share: about the share of units that the first round drops.
+        rounds: rounds after the first at most (the paper: 100); a hard limit is met in the last.
+        training: of the whole network (T epochs).
+        train_first: whether the whole network is trained before it is pruned; else it is taken as
+            it comes.
+        rewind: after a cut, ``"rate"`` takes the learning rate back to ``rewind_epoch`` and trains
+            on, ``"weights"`` takes the weights that are left back to that epoch too.
+        rewind_epoch: k, below T; needs a ``training`` that counts epochs. With networks that are
+            taken as they come, weights go back to those that came.
+        floor: share of every group's units that stays.
+        protect: groups or kinds that stay whole.
+        score_pictures: training pictures that attention and normalisation statistics are measured
+            on.
+        patience: accepted rounds in a row with hardly any change that end the search.
+
+    Raises:
+        BudgetError: a setting out of its range.
+        TrainingError: an epoch to rewind to that the training does not have.
+    """
+
+    power: float = 1.0
+    form: Form = "mean"
+    weighting: Weighting = "parameters"
+    step: float | None = None
+    first_share: float = 0.05
+    rounds: int = 20
+    training: TrainConfig = field(
+        default_factory=lambda: TrainConfig(epochs=8, batch_size=64, learning_rate=0.02)
+    )
+    train_first: bool = True
+    rewind: Rewind = "rate"
+    rewind_epoch: int = 0
+    floor: float = 0.08
+    protect: tuple[str, ...] = ()
+    score_pictures: int = 1024
+    patience: int = 3
+
+    def __post_init__(self) -> None:
+        if self.rounds < 1 or self.patience < 1 or self.score_pictures < 1:
+            raise BudgetError("rounds, patience and score_pictures are 1 or more")
+        if not 0 < self.first_share < 1 or (self.step is not None and not self.step > 0):
+            raise BudgetError("first_share lies between 0 and 1, and a step is above 0")
+        if not self.power > 0:
+            raise BudgetError(f"the power is above 0, not {self.power}")
+        for name, kinds in (("form", Form), ("weighting", Weighting), ("rewind", Rewind)):
+            if getattr(self, name) not in get_args(kinds):
+                raise BudgetError(
+                    f"{name} is {getattr(self, name)!r:.40}: use {', '.join(get_args(kinds))}"
+                )
+        part(self.training, self.rewind_epoch)
+        if self.training.epochs is not None and self.rewind_epoch >= max(1, self.training.epochs):
+            raise TrainingError(
+                f"rewind_epoch is {self.rewind_epoch} of {self.training.epochs}: choose one before "
+                "the last"
+            )
+
+    @property
+    def name(self) -> str:
+        """The method's name."""
+        return "aap"
+
+    def prune(
+        self, job: Job, *, progress: Progress = silent, checkpoint: Path | None = None
+    ) -> Product:
+        """Prune; see :class:`fedsprig.pruning.Pruner`.
+
+        Raises:
+            InfeasibleBudgetError: the hard limit is below the smallest network.
+            RunError: the checkpoint is of another run.
+        """
+        job.check_feasible(self.floor, self.protect)
+        settings: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        run = Run(self, job, settings, Journal(checkpoint, job.digest(settings)), progress)
+        while not run.state["ended"]:
+            run.round()
+        return run.product()

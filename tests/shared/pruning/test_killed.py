@@ -1,0 +1,63 @@
+"""A run that was killed and resumed ends, to the bit, as one that was not."""
+
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).with_name("killed_run.py")
+
+
+def pruned(folder, case, capsys):
+    """The run in this process: what it says, and the bytes of its weights."""
+    spec = importlib.util.spec_from_file_location("killed_run", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    capsys.readouterr()
+    module.main(str(folder), *case)
+    return capsys.readouterr().out.splitlines(), (folder / "product").read_bytes()
+
+
+def kill_at(folder, case, line):
+    """Kill the run in the middle of the training that it tells of in a line."""
+    process = subprocess.Popen(
+        [sys.executable, str(SCRIPT), str(folder), *case],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    for said in process.stdout:
+        if said.strip() == line:
+            break
+    os.kill(process.pid, signal.SIGKILL)
+    _, errors = process.communicate()
+    assert process.returncode == -signal.SIGKILL, errors
+
+
+@pytest.mark.parametrize(
+    ("case", "kills"),
+    [
+        (("aap", "accuracy", "0%", "rate"), (1, 4)),
+        (("aap", "memory", "30%", "weights"), (1,)),
+        (("taylor", "accuracy", "0%", "rate"), (3,)),
+    ],
+    ids=lambda value: "-".join(map(str, value)),
+)
+def test_resumed_is_uninterrupted(tmp_path, capsys, case, kills):
+    said, product = pruned(tmp_path / "whole", case, capsys)
+    stages = list(dict.fromkeys(line.rpartition(" ")[0] for line in said if "/" in line))
+    for number in kills:
+        kill_at(tmp_path / "killed", case, f"{stages[number]} 2/6")
+    again, resumed = pruned(tmp_path / "killed", case, capsys)
+    assert resumed == product
+    assert again[-2:] == said[-2:]
+    # What was finished before the last kill is not done again; what was not, is, from its start.
+    told = list(dict.fromkeys(line.rpartition(" ")[0] for line in again if "/" in line))
+    assert told == stages[kills[-1] :]
+    names = {path.name for path in (tmp_path / "killed").iterdir()}
+    assert names == {path.name for path in (tmp_path / "whole").iterdir()}
