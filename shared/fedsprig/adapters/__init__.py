@@ -1,6 +1,7 @@
 """Structured Pruning Adapters: what a task trains on a frozen, cut base model."""
 
 from fedsprig.adapters.attaching import ADAPTERS, Unadapted, attach, attach_report, merge
+from fedsprig.adapters.block_linear import BlockLinear, use_blocks_
 from fedsprig.adapters.layer import AdapterKind, AdapterLayer, Site
 from fedsprig.adapters.ranks import RANK_RULES, with_ranks
 from fedsprig.adapters.splopa import SPLoPA
@@ -17,6 +18,7 @@ __all__ = [
     "RANK_RULES",
     "AdapterKind",
     "AdapterLayer",
+    "BlockLinear",
     "SPLoPA",
     "SPLoRA",
     "SPPaRA",
@@ -28,5 +30,6 @@ __all__ = [
     "is_statistic",
     "load_adapter_state",
     "merge",
+    "use_blocks_",
     "with_ranks",
 ]

@@ -19,6 +19,8 @@ Where we differ from the paper's library, and why:
 * Any size fits any block: what reaches over the edge of a matrix is cropped.
 * Of a layer that channel masks have cut, the blocks are those of the uncut weight, of which the
   kept rows and columns are taken; so it does not matter whether a network is cut before or after.
+  A block without any kept row or column stays among B, gets no gradient and is sent all the same:
+  for networks that are cut by units, SPLoRA is the smaller adapter.
 * B starts at zero: attaching changes no output, apart from the pruned blocks. P and Q are drawn so
   that the prototypes are about orthogonal and of length one (variance ``1 / p`` and
   ``1 / (q rho)``): a step on B moves W' like one of the same size on W, projected on them, as with

@@ -1,7 +1,7 @@
 """Masks, score sets, budgets and costs: which units a device keeps, or which blocks of weights.
 
-Everything but :func:`cost` and :func:`peak_of` is numpy; those two import torch when they are first
-used.
+Everything but :func:`cost`, :func:`peak_of` and :func:`blocks_of` is numpy; those import torch
+when they are first used.
 """
 
 from __future__ import annotations
@@ -19,9 +19,14 @@ from fedsprig.masks.scores import ScoreSet, weighted_sum
 from fedsprig.masks.solver import solve
 
 if TYPE_CHECKING:
+    from fedsprig.masks.block_layers import blocks_of
     from fedsprig.masks.walk import cost, peak_of
 
-_LAZY = {"cost": "fedsprig.masks.walk", "peak_of": "fedsprig.masks.walk"}
+_LAZY = {
+    "blocks_of": "fedsprig.masks.block_layers",
+    "cost": "fedsprig.masks.walk",
+    "peak_of": "fedsprig.masks.walk",
+}
 
 __all__ = [
     "BlockLayout",
@@ -32,6 +37,7 @@ __all__ = [
     "Mask",
     "PlanCosts",
     "ScoreSet",
+    "blocks_of",
     "cost",
     "peak_of",
     "plan_macs",

@@ -19,7 +19,7 @@ def takes_blocks(module: nn.Module) -> bool:
     return type(module) is nn.Linear
 
 
-def block_layout(model: nn.Module, *, head: str, block: Shape = (32, 32)) -> BlockLayout:
+def blocks_of(model: nn.Module, *, head: str, block: Shape = (32, 32)) -> BlockLayout:
     """The blocks of all layers of a model that have any.
 
     Args:

@@ -13,6 +13,7 @@ from fedsprig.errors import ScoreError, UnknownNameError
 from fedsprig.graph.plan import GroupPlan
 from fedsprig.masks.scores import ScoreSet
 from fedsprig.scoring.attention import score_attention
+from fedsprig.scoring.blocks import score_blocks_by_magnitude, score_blocks_by_taylor
 from fedsprig.scoring.fpgm import score_fpgm
 from fedsprig.scoring.magnitude import score_magnitude
 from fedsprig.scoring.random import score_random
@@ -34,7 +35,14 @@ SCORERS: dict[str, Scorer] = {
     "taylor": score_taylor,
 }
 
-__all__ = ["SCORERS", "Batch", "Scorer", "score"]
+__all__ = [
+    "SCORERS",
+    "Batch",
+    "Scorer",
+    "score",
+    "score_blocks_by_magnitude",
+    "score_blocks_by_taylor",
+]
 
 
 def score(

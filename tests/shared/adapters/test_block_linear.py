@@ -11,7 +11,7 @@ from fedsprig.adapters import attach, merge
 from fedsprig.adapters.block_linear import BlockLinear, use_blocks_
 from fedsprig.adapters.splopa import SPLoPA
 from fedsprig.errors import AdapterError, PlanError
-from fedsprig.masks.block_layers import block_layout
+from fedsprig.masks.block_layers import blocks_of
 from fedsprig.masks.blocks import BlockMask
 
 
@@ -32,7 +32,7 @@ class Net(nn.Module):
 
 @pytest.fixture
 def masks():
-    layout = block_layout(Net(), head="head")
+    layout = blocks_of(Net(), head="head")
     return BlockMask.random(layout, 0.04, np.random.default_rng(0))
 
 

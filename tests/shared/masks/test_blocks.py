@@ -22,7 +22,7 @@ from fedsprig.errors import (
     TruncatedArtifactError,
     UnknownNameError,
 )
-from fedsprig.masks.block_layers import block_layout
+from fedsprig.masks.block_layers import blocks_of
 from fedsprig.masks.block_layout import LONGEST, BlockLayout
 from fedsprig.masks.block_scores import BlockScores, solve_blocks
 from fedsprig.masks.blocks import BlockMask
@@ -340,19 +340,19 @@ def slow_blocks(matrix, p, q):
 
 
 def test_which_layers_have_blocks(net):
-    assert block_layout(net, head="head", block=(2, 2)).layers == (
+    assert blocks_of(net, head="head", block=(2, 2)).layers == (
         ("conv.weight", 5, 2),
         ("fc1.weight", 7, 5),
     )
-    assert "head.0.weight" in block_layout(net, head="").names
-    assert block_layout(nn.Linear(3, 4), head="").names == ("weight",)
+    assert "head.0.weight" in blocks_of(net, head="").names
+    assert blocks_of(nn.Linear(3, 4), head="").names == ("weight",)
     with pytest.raises(PlanError, match="unknown head 'haed'"):
-        block_layout(net, head="haed")
+        blocks_of(net, head="haed")
 
 
 @pytest.mark.parametrize("norm", ["rms", "l1"])
 def test_magnitude_is_that_of_the_blocks(net, norm):
-    layout = block_layout(net, head="head", block=(2, 3))
+    layout = blocks_of(net, head="head", block=(2, 3))
     scores = score_blocks_by_magnitude(net, layout, norm=norm)
     for name in layout.names:
         matrix = net.get_parameter(name).detach().flatten(1)
@@ -364,7 +364,7 @@ def test_magnitude_is_that_of_the_blocks(net, norm):
 
 def test_taylor_is_the_change_of_the_loss_when_a_block_goes(net):
     """First order: against the difference of the loss when a block shrinks a little."""
-    layout = block_layout(net, head="head", block=(2, 3))
+    layout = blocks_of(net, head="head", block=(2, 3))
     net.double()
     data = [(x.double(), y) for x, y in batches()]
     before = {name: p.requires_grad for name, p in net.named_parameters()}
@@ -396,7 +396,7 @@ def test_taylor_is_the_change_of_the_loss_when_a_block_goes(net):
 
 
 def test_scores_that_cannot_be_are_refused(net, layout):
-    own = block_layout(net, head="head", block=(2, 3))
+    own = blocks_of(net, head="head", block=(2, 3))
     with pytest.raises(PlanError, match=r"no fc1\.weight of shape \[3, 7\]"):
         score_blocks_by_magnitude(net, layout)
     with pytest.raises(UnknownNameError, match="no norm 'l2'"):
