@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from fedsprig.adapters import ADAPTERS
 from fedsprig.errors import RunError
 from fedsprig.spelling import lookup, unknown
 from fedsprig.subnetwork import AdapterConfig
@@ -104,6 +105,12 @@ class ServerConfig:
         if strangers := [arm for arm in self.arms if arm not in ARMS]:
             raise RunError(unknown("arm", strangers[0], ARMS))
         mode = lookup(AGGREGATIONS, self.aggregation, "aggregation", error=RunError)
+        kind = lookup(ADAPTERS, self.adapter.kind, "adapter")
+        if mode.trains_a and not kind.factors:
+            raise RunError(
+                f"aggregation {mode.name!r} is for adapters with factors A and B, not for "
+                f"{self.adapter.kind!r}: use 'fixed'"
+            )
         if self.adapter.train_a != mode.trains_a:
             raise RunError(
                 f"aggregation {mode.name!r} with train_a = {self.adapter.train_a}: "

@@ -31,6 +31,14 @@ def test_the_file_gives_the_settings_back(tmp_path):
     [
         ({"aggregation": "alternatin"}, "alternating"),
         ({"aggregation": "refactored"}, "set train_a to True"),
+        (
+            {"adapter": AdapterConfig(kind="sppara"), "aggregation": "alternating"},
+            "not for 'sppara': use 'fixed'",
+        ),
+        (
+            {"adapter": AdapterConfig(kind="splopa", train_a=True), "aggregation": "refactored"},
+            "not for 'splopa': use 'fixed'",
+        ),
         ({"adapter": AdapterConfig(train_a=True)}, "set train_a to False"),
         (
             {

@@ -119,6 +119,8 @@ def _refactor(
     full_a, full_b = result[name_a], result[name_b]
     rows = kept_axes(name_b, within).get(0, np.arange(len(full_b)))
     columns = kept_axes(name_a, within).get(1, np.arange(full_a.shape[1]))
+    # A width may have a lower rank than the whole: the mean is factored at that one.
+    ranks = kept_axes(name_a, within).get(0, np.arange(len(full_a)))
     parts: list[Part] = []
     for item in items:
         if (name_a in item.state) != (name_b in item.state):
@@ -136,6 +138,6 @@ def _refactor(
             parts.append((item.weight, to_row, to_column, b, a))
     if not parts:
         return None
-    new_b, new_a, error = refactor(full_b[rows], full_a[:, columns], parts)
-    full_b[rows], full_a[:, columns] = new_b, new_a
+    at_b, at_a = np.ix_(rows, ranks), np.ix_(ranks, columns)
+    full_b[at_b], full_a[at_a], error = refactor(full_b[at_b], full_a[at_a], parts)
     return error

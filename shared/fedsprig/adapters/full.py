@@ -13,6 +13,7 @@ class Full:
     """The kind that wraps nothing and freezes nothing."""
 
     freezes = False
+    factors = False
 
     def fits(self, module: nn.Module) -> bool:
         """No module needs an adapter."""

@@ -42,6 +42,9 @@ class AdapterKind(Protocol):
     freezes: bool
     """Whether the base's weights stay fixed beside the adapter."""
 
+    factors: bool
+    """Whether a layer's change is the product of ``adapter_b`` and ``adapter_a``."""
+
     def fits(self, module: nn.Module) -> bool:
         """Whether this kind adapts the module."""
         ...

@@ -185,6 +185,7 @@ class SPLoPA:
     prototype_rank: int = 1
     masks: BlockMask | None = None
     freezes = True
+    factors = False
 
     def __post_init__(self) -> None:
         for value in (*self.block, self.prototypes, self.prototype_rank):

@@ -117,6 +117,7 @@ class SPLoRA:
     """
 
     freezes = True
+    factors = True
     _layers: ClassVar[dict[type[nn.Module], type[SPLoRALayer]]] = {
         nn.Conv1d: SPLoRAConv1d,
         nn.Conv2d: SPLoRAConv2d,

@@ -70,6 +70,7 @@ class SPPaRA:
     """The kind: plain convolutions and linear layers, and no subclass, as with SPLoRA."""
 
     freezes = True
+    factors = False
     _layers: ClassVar[dict[type[nn.Module], type[SPPaRALayer]]] = {
         nn.Conv1d: SPPaRAConv1d,
         nn.Conv2d: SPPaRAConv2d,

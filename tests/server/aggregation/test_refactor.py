@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedsprig.errors import UpdateShapeError
+from fedsprig.graph import restrict
 from fedsprig_server.aggregation import Contribution, aggregate
 from fedsprig_server.aggregation.refactor import Part, refactor
 
@@ -221,3 +222,32 @@ def test_a_lone_factor_is_refused() -> None:
         aggregate(half, [], trains="both")
     with pytest.raises(UpdateShapeError, match="send both"):
         aggregate(whole.state, [Contribution("d", 1.0, half, {}, "s")], trains="both")
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**32))
+def test_a_width_of_a_lower_rank_gets_its_own_product_back(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    full = {
+        "x.adapter_a": rng.normal(size=(5, 9)).astype("f4"),
+        "x.adapter_b": rng.normal(size=(8, 5)).astype("f4"),
+    }
+    kept_out, kept_in, rank = np.array([0, 2, 3, 7]), np.array([1, 4, 5, 6, 8]), 2
+    index = {
+        "x.weight": {0: kept_out, 1: kept_in},
+        "x.adapter_a": {0: np.arange(rank)},
+        "x.adapter_b": {1: np.arange(rank)},
+    }
+    state = {
+        "x.adapter_a": rng.normal(size=(rank, 5)).astype("f4"),
+        "x.adapter_b": rng.normal(size=(4, rank)).astype("f4"),
+    }
+    device = Contribution(device="d", weight=3.0, state=state, index=index, stratum="s")
+    found, report = aggregate(full, [device], trains="both", within=index)
+    sent = restrict(found, index)  # what the device gets in the next round
+    assert {name: value.shape for name, value in sent.items()} == {
+        name: value.shape for name, value in state.items()
+    }
+    expected = state["x.adapter_b"] @ state["x.adapter_a"]
+    np.testing.assert_allclose(sent["x.adapter_b"] @ sent["x.adapter_a"], expected, atol=1e-5)
+    assert report.truncation["x"] < 1e-6
