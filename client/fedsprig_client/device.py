@@ -232,8 +232,9 @@ class Device:
         started = time.perf_counter()
         wanted = parse(pb.EvaluateRequest, request.body)
         network, _ = self._load(wanted.run, wanted.adapter, request.blob)
-        trained = adapter_state(network.module)
-        self.store.keep_adapter(wanted.run, encode_state(trained, "float32"))
+        if wanted.keep:
+            trained = adapter_state(network.module)
+            self.store.keep_adapter(wanted.run, encode_state(trained, "float32"))
         reply = pb.EvaluateReply(evaluation=self._check(network))
         blob = b""
         if wanted.scorer:

@@ -305,6 +305,7 @@ class Specialisation:
                 adapter=adapter_digest,
                 scorer=scorer,
                 seed=self._config.seed,
+                keep=arm.publishes,
             )
             messages[device] = Envelope(EVALUATE, wanted.SerializeToString(), blob)
 

@@ -540,7 +540,9 @@ def test_it_names_the_base_that_it_keeps_and_cuts_its_network_from_it(folder, pa
 def test_it_keeps_what_was_trained_when_the_run_is_over(folder, package):
     ask(folder, INSTALL, pb.InstallRequest(run="a"), package)
     state, blob = start(package)
+    wanted = {"run": "a", "adapter": state_digest(state)}
+    ask(folder, EVALUATE, pb.EvaluateRequest(**wanted), blob)  # a network that is only compared
     assert DeviceStore(folder / "store").adapters() == {}
-    ask(folder, EVALUATE, pb.EvaluateRequest(run="a", adapter=state_digest(state)), blob)
+    ask(folder, EVALUATE, pb.EvaluateRequest(**wanted, keep=True), blob)
     (kept,) = DeviceStore(folder / "store").adapters().values()
     assert state_digest(decode_state(kept)) == state_digest(state)

@@ -189,18 +189,20 @@ class RoundReply(_message.Message):
     def __init__(self, pictures: _Optional[int] = ..., loss: _Optional[float] = ..., seconds: _Optional[float] = ..., evaluation: _Optional[_Union[Evaluation, _Mapping]] = ...) -> None: ...
 
 class EvaluateRequest(_message.Message):
-    __slots__ = ("run", "round", "adapter", "scorer", "seed")
+    __slots__ = ("run", "round", "adapter", "scorer", "seed", "keep")
     RUN_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     ADAPTER_FIELD_NUMBER: _ClassVar[int]
     SCORER_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
+    KEEP_FIELD_NUMBER: _ClassVar[int]
     run: str
     round: int
     adapter: str
     scorer: str
     seed: int
-    def __init__(self, run: _Optional[str] = ..., round: _Optional[int] = ..., adapter: _Optional[str] = ..., scorer: _Optional[str] = ..., seed: _Optional[int] = ...) -> None: ...
+    keep: bool
+    def __init__(self, run: _Optional[str] = ..., round: _Optional[int] = ..., adapter: _Optional[str] = ..., scorer: _Optional[str] = ..., seed: _Optional[int] = ..., keep: _Optional[bool] = ...) -> None: ...
 
 class EvaluateReply(_message.Message):
     __slots__ = ("evaluation", "seconds")
