@@ -17,7 +17,7 @@ from fedsprig_server.library import Library
 from fedsprig_server.library.database import FILE
 
 library = typer.Typer(
-    add_completion=False, no_args_is_help=True, help="Look into a library and check it."
+    add_completion=False, no_args_is_help=True, help="Fill a library, look into it and check it."
 )
 
 Folder = Annotated[Path, typer.Argument(help="The library, such as runs/demo/library.")]
@@ -73,6 +73,88 @@ def _verify(folder: Folder) -> None:
     if problems:
         raise LibraryError(f"{len(problems)} problems in {folder}: restore it from a copy")
     print(f"{count} tasks, every blob intact")
+
+
+@library.command("build")
+def _build(
+    folder: Folder,
+    data: Annotated[
+        list[str],
+        typer.Option(
+            metavar="NAME=SOURCE",
+            help="A task: a folder of pictures by class, an .npz file, or embedded:digits; "
+            "repeatable.",
+        ),
+    ],
+    method: Annotated[str, typer.Option(help="How units are chosen, such as aap or taylor.")],
+    policy: Annotated[str, typer.Option(help="accuracy, memory or latency.")],
+    target: Annotated[str, typer.Option(help="1% (accuracy), 25% or 120kB, 30% or 12M (MACs).")],
+    model: Annotated[str, typer.Option(help="Base model.")] = "sprig20",
+    weights: Annotated[
+        str, typer.Option(help="shipped, imagenet, a .safetensors file, or none.")
+    ] = "shipped",
+    image_size: Annotated[
+        int | None, typer.Option(min=8, help="Side of the pictures that the model gets.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Of the method: training.epochs=8; repeatable."
+        ),
+    ] = None,
+    held_out: Annotated[
+        float, typer.Option(help="Share of each class that selects and is not trained on.")
+    ] = 0.2,
+    seed: Annotated[int, typer.Option(min=0, help="Of everything.")] = 0,
+    json_file: Json = None,
+) -> None:
+    """Make library entries of tasks with pictures; the same command goes on after an interruption.
+
+    Raises:
+        FedsprigError: Data that cannot be read, a target that cannot be met, an unknown method.
+    """
+    from fedsprig_server.build_command import build
+
+    entries = build(
+        folder,
+        _pairs(data, "--data"),
+        method=method,
+        policy=policy,
+        target=target,
+        model=model,
+        weights=None if weights == "none" else weights,
+        image_size=image_size,
+        settings=_pairs(settings or [], "--set"),
+        held_out=held_out,
+        seed=seed,
+    )
+    if json_file is not None:
+        json_file.write_text(json.dumps([asdict(entry) for entry in entries], indent=1) + "\n")
+    table = Table("task", "method", "whole", "pruned", "parameters", "MACs", "masks", box=None)
+    for entry in entries:
+        known = entry.metrics
+        table.add_row(
+            entry.name,
+            entry.method,
+            _percent(known.get("accuracy_whole")),
+            _percent(known.get("accuracy")),
+            _percent(known.get("parameters_ratio")),
+            _percent(known.get("macs_ratio")),
+            str(len(entry.masks)),
+        )
+    Console().print(table)
+
+
+def _pairs(items: list[str], option: str) -> dict[str, str]:
+    pairs = {}
+    for item in items:
+        name, sign, value = item.partition("=")
+        if not (name and sign and value):
+            raise typer.BadParameter(f"{item!r} is not of the form NAME=VALUE", param_hint=option)
+        if name in pairs:
+            raise typer.BadParameter(f"{name!r} is given twice", param_hint=option)
+        pairs[name] = value
+    return pairs
 
 
 def _percent(share: float | None) -> str:

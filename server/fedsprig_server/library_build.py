@@ -17,7 +17,7 @@ from fedsprig.models import ModelCard, replace_head
 from fedsprig.scoring import score
 from fedsprig.seeds import derive_seed
 from fedsprig.subnetwork import build_subnetwork
-from fedsprig.tasks import class_means, projected_variance, prototype_head, sketch
+from fedsprig.tasks import TaskSketch, class_means, projected_variance, prototype_head, sketch
 from fedsprig.training import (
     ImageSet,
     TrainConfig,
@@ -89,7 +89,7 @@ def build_library(
     with ThreadPoolExecutor(
         config.workers, "library", initializer=torch.set_num_threads, initargs=(1,)
     ) as pool:
-        record = pool.submit(_base_record, library, base, tasks, config.seed).result()
+        record = pool.submit(base_record, library, base, tasks, config.seed).result()
         missing = [task for task in tasks if task.name not in present]
         made = pool.map(lambda task: _entry(library, base, record.probe, task, config), missing)
         for task in tasks:
@@ -99,7 +99,7 @@ def build_library(
             done(task.name)
 
 
-def _base_record(
+def base_record(
     library: Library, base: Base, tasks: Sequence[LibraryTask], seed: int
 ) -> BaseRecord:
     """The base's row in the library; where there is none yet, the probe is made first."""
@@ -107,7 +107,7 @@ def _base_record(
     if record is None:
         share = max(1, PROBE_PICTURES // len(tasks))
         drawn = [_drawn(task, share, derive_seed(seed, "probe", task.name)) for task in tasks]
-        images = torch.cat([_tensors(pictures, base.card)[0] for pictures in drawn])
+        images = torch.cat([tensors(pictures, base.card)[0] for pictures in drawn])
         record = BaseRecord(
             digest=base.digest,
             model=base.plan.model,
@@ -118,17 +118,14 @@ def _base_record(
     return record
 
 
-def _entry(
-    library: Library,
-    base: Base,
-    probe_digest: str,
-    task: LibraryTask,
-    config: BuildConfig,
-) -> Entry:
+def described_task(
+    library: Library, base: Base, probe_digest: str, task: LibraryTask
+) -> TaskSketch:
+    """The sketch of a task through the base's probe."""
     # A probe of its own: describing hooks into the network, and others are at it.
     probe = build_subnetwork(library.blobs.get(probe_digest), plan_of=lambda _: None)
-    images, labels = _tensors(task.pictures, base.card)
-    described = sketch(
+    images, labels = tensors(task.pictures, base.card)
+    return sketch(
         probe.module,
         shrink_plan(probe.plan, probe.mask),
         base.card.head,
@@ -137,8 +134,19 @@ def _entry(
         task.pictures.classes,
         probe=probe_digest,
     )
+
+
+def _entry(
+    library: Library,
+    base: Base,
+    probe_digest: str,
+    task: LibraryTask,
+    config: BuildConfig,
+) -> Entry:
+    described = described_task(library, base, probe_digest, task)
+    images, labels = tensors(task.pictures, base.card)
     seed = derive_seed(config.seed, "library", task.name)
-    module = _started(base, images, labels, len(task.pictures.classes))
+    module = started(base, images, labels, len(task.pictures.classes))
     if config.steps:
         training = TrainConfig(
             steps=config.steps,
@@ -177,11 +185,12 @@ def _drawn(task: LibraryTask, share: int, seed: int) -> ImageSet:
     return task.pictures.subset(order[:share])
 
 
-def _tensors(pictures: ImageSet, card: ModelCard) -> tuple[Tensor, Tensor]:
+def tensors(pictures: ImageSet, card: ModelCard) -> tuple[Tensor, Tensor]:
+    """Pictures and labels as a network takes them."""
     return to_tensor(pictures.images, card), torch.from_numpy(pictures.labels)
 
 
-def _started(base: Base, images: Tensor, labels: Tensor, classes: int) -> nn.Module:
+def started(base: Base, images: Tensor, labels: Tensor, classes: int) -> nn.Module:
     """The base on a task's pictures: statistics recalibrated, a head from class means."""
     module = replace_head(copy.deepcopy(base.module), base.card, classes)
     recalibrate(module, images)

@@ -1,0 +1,211 @@
+"""Filling a library by pruning: each task's pictures become an entry with masks and weights."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from fedsprig.errors import BudgetError, UnknownNameError
+from fedsprig.pruning import (
+    PRUNERS,
+    Job,
+    Labelled,
+    Policy,
+    Product,
+    Progress,
+    Pruner,
+    Target,
+    silent,
+)
+from fedsprig.seeds import derive_seed
+from fedsprig.spelling import lookup, unknown
+from fedsprig.training import ImageSet, hold_out, require_classes
+from fedsprig_server.base import Base
+from fedsprig_server.library import Entry, Library
+from fedsprig_server.library_build import (
+    LibraryTask,
+    base_record,
+    described_task,
+    started,
+    tensors,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PruningConfig:
+    """How a task becomes an entry.
+
+    Attributes:
+        pruner: The method with its settings.
+        policy: What the target is of.
+        target: The target as an operator writes it; shares are of the whole network with the
+            task's head.
+        held_out: Share of each class that selects and is never trained on.
+        seed: Of everything.
+    """
+
+    pruner: Pruner
+    policy: Policy
+    target: str
+    held_out: float = 0.2
+    seed: int = 0
+
+
+def prune_into_library(
+    library: Library,
+    base: Base,
+    tasks: Sequence[LibraryTask],
+    config: PruningConfig,
+    *,
+    checkpoints: Path,
+    progress: Progress = silent,
+) -> list[Entry]:
+    """Add an entry for every task that has none yet; an interrupted call goes on where it stood.
+
+    An entry is added when its task is finished, so that the library never holds a half one. Classes
+    and the target's form are checked for all tasks before the first is begun; whether the target
+    can be met, for each before its own training.
+
+    Args:
+        library: Where entries go.
+        base: The base model.
+        tasks: What to learn from.
+        config: How.
+        checkpoints: Folder for what is not finished; a finished task's part is removed.
+        progress: Told of every step, with the task's name in front.
+
+    Returns:
+        The entries of the tasks, in their order.
+
+    Raises:
+        TooFewClassesError: A task with fewer than two classes.
+        BudgetError: A target that cannot be read.
+        InfeasibleBudgetError: A target that cannot be met.
+        RunError: The checkpoint of a task was begun with other settings or pictures.
+    """
+    present = {entry.name: entry for entry in library.entries(base.digest)}
+    for task in tasks:
+        require_classes(task.pictures)
+        plan = base.plan.with_num_classes(len(task.pictures.classes))
+        Target.parse(config.policy, config.target, plan)
+    record = base_record(library, base, tasks, config.seed)
+    entries = []
+    for task in tasks:
+        if task.name in present:
+            entries.append(present[task.name])
+            continue
+        # A task's name may hold what a file's may not.
+        folder = checkpoints / f"{derive_seed(0, task.name):016x}"
+        product, pictures = _pruned(base, task, config, folder, progress)
+        entry = _entry(library, base, record.probe, task, product, pictures)
+        library.add_entry(entry)
+        shutil.rmtree(folder, ignore_errors=True)
+        entries.append(entry)
+    return entries
+
+
+def configured(method: str, options: Mapping[str, str]) -> Pruner:
+    """A method with some settings changed, as an operator writes them.
+
+    Args:
+        method: A name in ``PRUNERS``.
+        options: Texts by setting; ``training.epochs`` is the setting of a setting.
+
+    Raises:
+        UnknownNameError: No such method or setting.
+        BudgetError: A text that the setting cannot be read from.
+    """
+    pruner: Any = lookup(PRUNERS, method, "method")
+    for key, text in options.items():
+        pruner = _changed(pruner, key, text, method)
+    changed: Pruner = pruner
+    return changed
+
+
+def _changed(settings: Any, key: str, text: str, owner: str) -> Any:
+    name, _, rest = key.partition(".")
+    names = [field.name for field in fields(settings)]
+    if name not in names:
+        raise UnknownNameError(unknown(f"setting of {owner}", name, names))
+    before = getattr(settings, name)
+    if is_dataclass(before):
+        return replace(settings, **{name: _changed(before, rest, text, f"{owner}'s {name}")})
+    try:
+        return replace(settings, **{name: _read(before, text)})
+    except ValueError:
+        raise BudgetError(
+            f"the setting {key}={text!r:.40} is not of the kind of {before!r:.40}: write such a one"
+        ) from None
+
+
+def _read(before: Any, text: str) -> Any:
+    """A text as a value of the kind of the one before."""
+    if text == "none":
+        return None
+    if isinstance(before, bool):
+        if text not in ("true", "false"):
+            raise ValueError(text)
+        return text == "true"
+    if isinstance(before, tuple):
+        return tuple(part for part in text.split(",") if part)
+    if before is None:
+        return float(text) if "." in text else int(text)
+    return type(before)(text)
+
+
+def _pruned(
+    base: Base, task: LibraryTask, config: PruningConfig, folder: Path, progress: Progress
+) -> tuple[Product, ImageSet]:
+    """The task's product, and the pictures that it was trained on."""
+    seed = derive_seed(config.seed, "library", task.name)
+    train, validation = hold_out(task.pictures, config.held_out, seed=seed)
+    classes = len(task.pictures.classes)
+    images, labels = tensors(train, base.card)
+    plan = base.plan.with_num_classes(classes)
+    job = Job(
+        model=started(base, images, labels, classes),
+        plan=plan,
+        train=Labelled(images, labels),
+        validation=Labelled(*tensors(validation, base.card)),
+        target=Target.parse(config.policy, config.target, plan),
+        seed=seed,
+    )
+
+    def told(stage: str, done: int, steps: int) -> None:
+        progress(f"{task.name}, {stage}", done, steps)
+
+    return config.pruner.prune(job, progress=told, checkpoint=folder), train
+
+
+def _entry(
+    library: Library,
+    base: Base,
+    probe: str,
+    task: LibraryTask,
+    product: Product,
+    train: ImageSet,
+) -> Entry:
+    described = described_task(library, base, probe, task)
+    lineage: dict[str, Any] = {
+        "pictures": len(train),
+        "classes": list(task.pictures.classes),
+        "adapter": "weights of the pruned network",
+        **product.settings,
+    }
+    return Entry(
+        name=task.name,
+        base=base.digest,
+        plan=base.plan.digest,
+        method=product.method,
+        sketch=library.blobs.put(described.to_bytes()),
+        scores=library.blobs.put(product.scores.to_bytes()),
+        masks={label: library.blobs.put(m.to_bytes()) for label, m in product.masks.items()},
+        adapter=library.blobs.put(product.weights_bytes()),
+        metrics=dict(product.metrics),
+        lineage=lineage,
+        created=time.time(),
+    )

@@ -1,0 +1,187 @@
+"""Tasks become entries by pruning: what they hold, and what an interruption or a refusal leaves."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from fedsprig.artifacts.container import unpack
+from fedsprig.cli import run
+from fedsprig.errors import BudgetError, InfeasibleBudgetError, TooFewClassesError, UnknownNameError
+from fedsprig.masks import Mask, ScoreSet, plan_macs
+from fedsprig.pruning import AAP, OneShot
+from fedsprig.training import TrainConfig, read
+from fedsprig_server.base import Base
+from fedsprig_server.library import Library
+from fedsprig_server.library_build import LibraryTask
+from fedsprig_server.pruned_entries import PruningConfig, configured, prune_into_library
+
+FAST = TrainConfig(steps=2, batch_size=8, learning_rate=0.02)
+CONFIG = PruningConfig(
+    pruner=AAP(training=FAST, rounds=2, score_pictures=16), policy="latency", target="40%", seed=5
+)
+
+
+@pytest.fixture(scope="module")
+def base():
+    return Base.load("cifar_resnet20", None, image_size=8)
+
+
+def task(name, digits):
+    pictures = read("embedded", name="digits").only(digits)
+    index = np.concatenate([np.flatnonzero(pictures.labels == n)[:8] for n in range(len(digits))])
+    return LibraryTask(name, pictures.subset(index))
+
+
+TASKS = [task("zero or one", [0, 1]), task("two/three/four", [2, 3, 4])]
+
+
+def facts(library, base):
+    """Everything of every entry but the time that it was made at."""
+    return [replace(entry, created=0.0) for entry in library.entries(base.digest)]
+
+
+def built(folder, base, tasks=TASKS, config=CONFIG, **options):
+    with Library(folder) as library:
+        prune_into_library(library, base, tasks, config, checkpoints=folder / "building", **options)
+        assert library.verify() == []
+        return facts(library, base)
+
+
+@pytest.fixture(scope="module")
+def reference(base, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("reference")
+    return folder, built(folder, base)
+
+
+def test_an_entry_holds_scores_masks_weights_and_how_it_was_made(base, reference):
+    folder, (first, second) = reference
+    assert (first.name, first.method, first.plan) == ("zero or one", "aap", base.plan.digest)
+    with Library(folder) as library:
+        for entry, classes in ((first, 2), (second, 3)):
+            ScoreSet.from_bytes(library.blobs.get(entry.scores), base.plan)
+            masks = {
+                label: Mask.from_bytes(library.blobs.get(blob), base.plan)
+                for label, blob in entry.masks.items()
+            }
+            plan = base.plan.with_num_classes(classes)
+            macs = plan_macs(plan, masks["target"])
+            assert macs == entry.metrics["macs"] <= 0.4 * plan_macs(plan, Mask.full(plan))
+            assert masks["macs-10"].is_subset_of(masks["target"])
+            assert masks["target"].is_subset_of(masks["macs-75"])
+            weights, metadata = unpack(library.blobs.get(entry.adapter))
+            assert weights["linear.weight"].shape[0] == classes
+            assert metadata["mask"] == masks["target"].digest
+            assert entry.lineage["target"]["unit"] == "macs"
+            assert entry.lineage["training"]["steps"] == 2
+    assert not any((folder / "building").iterdir())
+
+
+class StoppedError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("steps", [1, 4, 7])
+def test_an_interrupted_build_goes_on_and_ends_the_same(base, reference, tmp_path, steps):
+    told = []
+
+    def stop(*step):
+        told.append(step)
+        if len(told) == steps:
+            raise StoppedError
+
+    with pytest.raises(StoppedError):
+        built(tmp_path, base, progress=stop)
+    with Library(tmp_path) as library:
+        assert library.verify() == []
+        # Three rounds of two steps make a task.
+        assert len(library.entries()) == (steps - 1) // 6
+    assert built(tmp_path, base) == reference[1]
+
+
+def test_refusals_leave_the_library_as_it_was(base, tmp_path):
+    one = LibraryTask("one", TASKS[0].pictures.subset(TASKS[0].pictures.labels == 0))
+    there = built(tmp_path, base, TASKS[:1])
+    before = sorted(path.relative_to(tmp_path) for path in (tmp_path).rglob("*"))
+    for tasks, config, error in (
+        ([one], CONFIG, TooFewClassesError),
+        (TASKS, replace(CONFIG, target="much"), BudgetError),
+        (TASKS, replace(CONFIG, policy="memory", target="100"), InfeasibleBudgetError),
+    ):
+        with pytest.raises(error):
+            built(tmp_path, base, tasks, config)
+        with Library(tmp_path) as library:
+            assert library.verify() == []
+            assert facts(library, base) == there
+    after = sorted(path.relative_to(tmp_path) for path in (tmp_path).rglob("*"))
+    assert [path for path in after if "sqlite" not in path.name] == [
+        path for path in before if "sqlite" not in path.name
+    ]
+
+
+def test_settings_are_read_by_the_kind_that_they_have():
+    options = {"rounds": "7", "training.epochs": "3", "rewind": "weights", "train_first": "false"}
+    changed = configured("aap", {**options, "protect": "stream,heads", "step": "0.5"})
+    assert isinstance(changed, AAP)
+    assert (changed.rounds, changed.training.epochs, changed.rewind) == (7, 3, "weights")
+    assert changed.protect == ("stream", "heads")
+    assert changed.step == 0.5
+    assert not changed.train_first
+    assert configured("taylor", {}) == OneShot(criterion="taylor")
+    with pytest.raises(UnknownNameError, match=r"setting of aap 'round': did you mean 'rounds'\?"):
+        configured("aap", {"round": "7"})
+    with pytest.raises(UnknownNameError, match="method 'app': did you mean 'aap'"):
+        configured("app", {})
+    with pytest.raises(BudgetError, match="rounds='many' is not of the kind of 20"):
+        configured("aap", {"rounds": "many"})
+
+
+@pytest.fixture
+def archive(tmp_path):
+    pictures = TASKS[0].pictures
+    path = tmp_path / "digits.npz"
+    np.savez(path, x=pictures.images, y=pictures.labels)
+    return path
+
+
+def test_the_command_builds_lists_and_writes(archive, tmp_path, capsys):
+    folder, out = tmp_path / "library", tmp_path / "entries.json"
+    command = ["library", "build", str(folder), "--data", f"mine={archive}"]
+    command += ["--method", "fpgm", "--policy", "memory", "--target", "50%"]
+    command += ["--model", "cifar_resnet20", "--weights", "none", "--image-size", "8"]
+    command += ["--set", "training.epochs=1", "--json", str(out)]
+    for _ in range(2):  # the second time, everything is there
+        assert run(command) == 0
+        shown = capsys.readouterr()
+        assert "mine" in shown.out
+        (entry,) = json.loads(out.read_text())
+        assert (entry["name"], entry["method"]) == ("mine", "fpgm")
+        assert entry["metrics"]["parameters_ratio"] <= 0.5
+    assert run(["library", "verify", str(folder)]) == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "message"),
+    [
+        ({"--method": "pup"}, 2, "unknown method 'pup'"),
+        ({"--policy": "speed"}, 30, "the policy is 'speed': use accuracy, memory, latency"),
+        ({"--data": "mine"}, 2, "'mine' is not of the form NAME=VALUE"),
+        ({"--data": "mine=nowhere.npz"}, 20, "there is no file 'nowhere.npz'"),
+        ({"--set": "training.epochs=-1"}, 81, "steps or epochs is -1"),
+    ],
+)
+def test_wrong_commands_make_no_library(changes, code, message, archive, tmp_path, capsys):
+    options = {
+        "--data": f"mine={archive}",
+        "--method": "aap",
+        "--policy": "memory",
+        "--target": "50%",
+        **changes,
+    }
+    command = ["library", "build", str(tmp_path / "library")]
+    assert run([*command, *(word for pair in options.items() for word in pair)]) == code
+    shown = capsys.readouterr().err
+    assert message in shown
+    assert shown.count("\n") == 1
+    assert not (tmp_path / "library").exists()
