@@ -28,7 +28,7 @@ def prepare(world, folder):
     shutil.copytree(world, folder)
     config = ServerConfig.load(world / "server.json")
     return folder, dataclasses.replace(
-        config, library=folder / "library", tasks={"low": 2}, arms=("one_shot", "magnitude")
+        config, library=folder / "library", tasks={"low": 2}, arms=("one_shot",)
     )
 
 
