@@ -36,7 +36,8 @@ class AAP:
     Attributes:
         power: p of the attention; the paper's scripts use 1.
         form: how the attention takes pixels together.
-        weighting: layers are pruned by their share of ``"parameters"`` or of ``"macs"``.
+        weighting: layers are pruned by their share of ``"parameters"`` or of ``"macs"``; ``None``
+            takes ``"macs"`` for the latency policy and ``"parameters"`` for the others.
         step: the first step of the threshold; ``None`` for the one that drops ``first_share``.
         first_share: about the share of units that the first round drops.
         rounds: rounds after the first at most (the paper: 100); a hard limit is met in the last.
@@ -60,7 +61,7 @@ class AAP:
 
     power: float = 1.0
     form: Form = "mean"
-    weighting: Weighting = "parameters"
+    weighting: Weighting | None = None
     step: float | None = None
     first_share: float = 0.05
     rounds: int = 20
@@ -83,10 +84,9 @@ class AAP:
         if not self.power > 0:
             raise BudgetError(f"the power is above 0, not {self.power}")
         for name, kinds in (("form", Form), ("weighting", Weighting), ("rewind", Rewind)):
-            if getattr(self, name) not in get_args(kinds):
-                raise BudgetError(
-                    f"{name} is {getattr(self, name)!r:.40}: use {', '.join(get_args(kinds))}"
-                )
+            value = getattr(self, name)
+            if value not in get_args(kinds) and not (name == "weighting" and value is None):
+                raise BudgetError(f"{name} is {value!r:.40}: use {', '.join(get_args(kinds))}")
         part(self.training, self.rewind_epoch)
         if self.training.epochs is not None and self.rewind_epoch >= max(1, self.training.epochs):
             raise TrainingError(

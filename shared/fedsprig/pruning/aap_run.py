@@ -31,6 +31,7 @@ from fedsprig.pruning.product import Product, Progress
 from fedsprig.pruning.rewinding import part
 from fedsprig.pruning.thresholds import (
     Bools,
+    Weighting,
     crossing,
     dropped_at,
     falling_thresholds,
@@ -60,6 +61,8 @@ class Run:
     ) -> None:
         self._method, self._job, self._settings = method, job, settings
         self._journal, self._progress = journal, progress
+        latency = job.target.policy == "latency"
+        self._weighting: Weighting = method.weighting or ("macs" if latency else "parameters")
         self._least = least_units(job.plan, method.floor, method.protect)
         generator = torch.Generator().manual_seed(derive_seed(job.seed, "aap", "pictures"))
         self._pictures = some_pictures(job, method.score_pictures, generator)
@@ -138,7 +141,7 @@ class Run:
             self._train(stage, part(method.training, epoch), str(seed), "whole network")
         strengths = self._strengths(stage)
         scale = layer_count(job.plan) * float(np.concatenate(list(strengths.values())).mean())
-        falls = falling_thresholds(strengths, job.plan, method.weighting, scale)
+        falls = falling_thresholds(strengths, job.plan, self._weighting, scale)
         step = method.step or share_threshold(falls, self._least, method.first_share)
         reference = accuracy(stage, job)
         figures = {**self._figures(stage.mask), "accuracy": reference, "trained": True}
@@ -169,7 +172,7 @@ class Run:
         """
         plan = shrink_plan(self._job.plan, stage.mask)
         method, target = self._method, self._job.target
-        falls = falling_thresholds(strengths, plan, method.weighting, self.state["scale"])
+        falls = falling_thresholds(strengths, plan, self._weighting, self.state["scale"])
         following = next_fall(falls, self._least)
         if not controller.retry and controller.threshold < following < math.inf:
             steps = math.ceil((following - controller.threshold) / controller.step)

@@ -7,6 +7,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from fedsprig.errors import (
     BudgetError,
@@ -101,6 +103,44 @@ def test_aap_meets_bytes_closely_however_few_the_rounds(job_for, rounds, text):
     assert product.metrics["rounds"] <= rounds + 1
     for name, least in least_units(job.plan, method.floor).items():
         assert product.mask.kept(name) >= least
+
+
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    share=st.floats(0.02, 1),
+    unit=st.sampled_from(["bytes", "macs", "ms"]),
+    weighting=st.sampled_from(["parameters", "macs", None]),
+    form=st.sampled_from(["mean", "sum", "max"]),
+    first_share=st.floats(0.01, 0.9),
+    rounds=st.integers(1, 4),
+)
+def test_aap_is_never_over_a_hard_limit(job_for, share, unit, weighting, form, first_share, rounds):
+    """Without training: the cuts alone. A limit that no cut meets is refused, and no other."""
+    policy = "memory" if unit == "bytes" else "latency"
+    whole = job_for(policy, "100%").target.amount
+    job = job_for(
+        target=Target(policy, share * whole, unit),
+        latency_ms=lambda mask: plan_macs(job.plan, mask),
+    )
+    method = AAP(
+        training=TrainConfig(epochs=0),
+        train_first=False,
+        weighting=weighting,
+        form=form,
+        first_share=first_share,
+        rounds=rounds,
+        score_pictures=8,
+    )
+    least = least_units(job.plan, method.floor)
+    smallest = Mask({g.name: np.arange(g.units) < least[g.name] for g in job.plan.groups})
+    if job.size(smallest) > job.target.amount:
+        with pytest.raises(InfeasibleBudgetError):
+            method.prune(job, progress=never)
+        return
+    product = method.prune(job)
+    assert product.metrics["size"] <= job.target.amount
+    assert all(product.mask.kept(name) >= count for name, count in least.items())
+    assert product.metrics["rounds"] <= rounds + 1
 
 
 def test_a_measured_latency_is_a_hard_limit_too(job_for, small_plan):
@@ -207,9 +247,11 @@ def test_another_job_does_not_go_on_from_a_checkpoint(job_for, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("settings", "error"),
+    ("values", "error"),
     [
         ({"form": "median"}, BudgetError),
+        ({"form": None}, BudgetError),
+        ({"weighting": "bytes"}, BudgetError),
         ({"power": 0}, BudgetError),
         ({"rounds": 0}, BudgetError),
         ({"step": 0.0}, BudgetError),
@@ -217,9 +259,9 @@ def test_another_job_does_not_go_on_from_a_checkpoint(job_for, tmp_path):
         ({"rewind_epoch": 1, "training": TrainConfig(steps=4)}, TrainingError),
     ],
 )
-def test_settings_out_of_range_are_refused(settings, error):
+def test_settings_out_of_range_are_refused(values, error):
     with pytest.raises(error):
-        AAP(**settings)
+        AAP(**values)
 
 
 def test_unknown_criteria_are_refused():
