@@ -8,6 +8,8 @@ the whole of ``W'`` (as much work as training W) and then throw most of it away.
 * the gradients of the factors go through the projection ``z = A x``, kept from the forward pass:
   ``dB = g z^T``, and ``dA = (B^T g) x^T`` where A trains. That is ``r (in + out)`` multiplications
   a position instead of ``height width in out``;
+* where W has more numbers than the activations (the last stages of a network, few rows), merging
+  would be the larger part of the work: ``y = W x + B z``, ``dx = W^T g + A^T (B^T g)``;
 * where the projection saves nothing (few inputs for the rank, grouped convolutions, D a matrix)
   ``dD = g x^T`` is computed, a 1x1 convolution's weight gradient, and ``dB = dD A^T``,
   ``dA = B^T dD``.
@@ -28,7 +30,14 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from fedsprig.adapters.pointwise import Geometry, correlate, outer, pointwise, seen_by_centre
+from fedsprig.adapters.pointwise import (
+    Geometry,
+    add_pointwise_,
+    correlate,
+    outer,
+    pointwise,
+    seen_by_centre,
+)
 from fedsprig.adapters.precision import autocasts, cast, exact
 
 
@@ -119,7 +128,15 @@ def _as(value: Any, x: Tensor, low: bool) -> Any:
 
 def _projects(a: Tensor | None) -> bool:
     """Whether ``A x`` is so much smaller than x that two products beat the one of ``g x^T``."""
-    return a is not None and a.shape[1] > 2 * a.shape[0]
+    return a is not None and a.shape[1] > 3 * a.shape[0]
+
+
+def _merges(weight: Tensor, positions: int) -> bool:
+    """Whether merging, which touches every weight, is less work than a product beside W.
+
+    That touches ``in + out`` numbers at every position.
+    """
+    return weight.numel() <= positions * sum(weight.shape[:2])
 
 
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, how: Geometry) -> Tensor:
@@ -159,16 +176,24 @@ class _Conv(torch.autograd.Function):
         how: Geometry,
         low: bool,
     ) -> Tensor:
-        merged = _as(merge_delta(weight, b, a), x, low)
-        y = _convolve(x, merged, _as(bias, x, low), how)
+        _, _, _, needs_b, needs_a, _, _ = ctx.needs_input_grad
         ctx.how, ctx.shape = how, x.shape
         ctx.projects = how.groups == 1 and _projects(a)
-        _, _, _, needs_b, needs_a, _, _ = ctx.needs_input_grad
+        # Beside W only where the centre sees x as it is: nothing has to be put in place.
+        aligned = set(how.stride) == {1} and all(
+            k // 2 * d == p and k % 2
+            for k, d, p in zip(weight.shape[2:], how.dilation, how.padding, strict=True)
+        )
+        ctx.merges = not (ctx.projects and aligned) or _merges(weight, x.numel() // x.shape[1])
+        merged = _as(merge_delta(weight, b, a) if ctx.merges else weight, x, low)
+        y = _convolve(x, merged, _as(bias, x, low), how)
         z = None
-        if ctx.projects and needs_b and a is not None:
+        if ctx.projects and (needs_b or not ctx.merges) and a is not None:
             z = pointwise(seen_by_centre(x, y.shape, weight.shape[2:], how), _as(a, x, low))
+        if z is not None and not ctx.merges:
+            add_pointwise_(y, z, _as(b, x, low))
         needs_x = needs_a or not ctx.projects
-        kept = merged if merged.numel() <= x.numel() else None
+        kept = merged if ctx.merges and merged.numel() <= x.numel() else None
         ctx.save_for_backward(weight, b, a, z, x if needs_x else None, kept)
         return y
 
@@ -183,9 +208,13 @@ def _conv_gradients(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
     needs_x, _, needs_bias, needs_b, needs_a, _, _ = ctx.needs_input_grad
     dx: Tensor | None = None
     dbias: Tensor | None = None
-    if needs_x:
-        if merged is None:
-            merged = merge_delta(weight, b, a).to(g.dtype)
+    beside = needs_x and not ctx.merges
+    h = pointwise(g, b.t().to(g.dtype)) if ctx.projects and (needs_a or beside) else g
+    if beside:
+        dx = _spread(g, weight.to(g.dtype), ctx.shape, how)
+        add_pointwise_(dx, h, a.t().to(g.dtype))
+    elif needs_x:
+        merged = merge_delta(weight, b, a).to(g.dtype) if merged is None else merged
         dx = _spread(g, merged, ctx.shape, how)
     if needs_bias:
         dbias = g.sum([d for d in range(g.ndim) if d != 1])
@@ -193,8 +222,7 @@ def _conv_gradients(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         db = correlate(g, z) if needs_b else None
         da = None
         if needs_a:
-            seen = seen_by_centre(x, g.shape, weight.shape[2:], how)
-            da = correlate(pointwise(g, b.t().to(g.dtype)), seen)
+            da = correlate(h, seen_by_centre(x, g.shape, weight.shape[2:], how))
     else:
         seen = seen_by_centre(x, g.shape, weight.shape[2:], how)
         db, da = _factors(correlate(g, seen, how.groups), b, a, needs_b, needs_a)
@@ -217,8 +245,7 @@ class _Linear(torch.autograd.Function):
         rows = x.reshape(-1, x.shape[-1])
         ctx.shape = x.shape
         ctx.projects = _projects(a)
-        # Merging touches every weight: with few rows, the product beside it is less work.
-        ctx.merges = not ctx.projects or weight.numel() <= len(rows) * sum(weight.shape)
+        ctx.merges = not ctx.projects or _merges(weight, len(rows))
         _, _, _, needs_b, needs_a, _ = ctx.needs_input_grad
         z = None
         if ctx.projects and (needs_b or not ctx.merges) and a is not None:

@@ -71,6 +71,14 @@ def pointwise(x: Tensor, matrix: Tensor) -> Tensor:
     return torch.convolution(x, kernel, None, ones, zeros, ones, False, zeros, 1)
 
 
+def add_pointwise_(y: Tensor, x: Tensor, matrix: Tensor) -> None:
+    """Add ``matrix [r, c]`` applied at every position of x to ``y [n, r, *space]``, in place."""
+    if _by_rows(x) and y.is_contiguous(memory_format=torch.channels_last):
+        y.permute(0, 2, 3, 1).view(-1, y.shape[1]).addmm_(_rows(x), matrix.t())
+    else:
+        y.add_(pointwise(x, matrix))
+
+
 def correlate(g: Tensor, x: Tensor, groups: int = 1) -> Tensor:
     """The sum over positions of ``g x^T``, ``[out, in / groups]``.
 

@@ -110,6 +110,26 @@ def test_few_and_many_positions_alike(size, dtype, train_a):
     same_gradients(layer, x, 1e-4 if dtype == torch.float32 else 1e-10)
 
 
+@pytest.mark.parametrize("geometry", ["3x3", "1x1", "strided", "even", "reflected"])
+@pytest.mark.parametrize("dims", [1, 2])
+@pytest.mark.parametrize("train_a", [False, True])
+def test_many_weights_and_few_positions(geometry, dims, train_a):
+    # Here merging is not worth it; the product is computed beside where it can be.
+    space = (2, INPUTS, 3, 2) if dims == 2 else (2, INPUTS, 4)
+    x = torch.randn(space, generator=torch.Generator().manual_seed(3))
+    layer = adapted(conv(GEOMETRIES[geometry], dims, out=60), rank=3, train_a=train_a)
+    same_gradients(layer, x, 1e-4)
+    for name in ("adapter_b", "bias"):
+        layer.get_parameter(name).requires_grad_(False)
+    if train_a:
+        same_gradients(layer, x, 1e-4)
+    layer.requires_grad_(True).weight.requires_grad_(False)
+    if dims == 2:
+        same_gradients(layer, x.contiguous(memory_format=torch.channels_last), 1e-4)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert layer(x).dtype == torch.bfloat16
+
+
 @pytest.mark.parametrize("rows", [1, 3, 200])  # few rows are not worth merging
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize(
