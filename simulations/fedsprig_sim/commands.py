@@ -145,8 +145,9 @@ def _switching(
     if json_file is not None:
         write_bytes(json_file, (json.dumps(figures, indent=1) + "\n").encode())
     for way, seconds in figures["seconds"].items():
+        fastest = figures["fastest_seconds"][way]
         aim = f"   target {figures['target_seconds']:.3f} s" if way == switching.WAYS[0] else ""
-        print(f"{way:<28} {seconds:9.4f} s{aim}")
+        print(f"{way:<28} {seconds:9.4f} s   fastest {fastest:.4f} s{aim}")
     for what, size in figures["sizes"].items():
         print(f"{what:<28} {size / 1e6:9.3f} MB")
 

@@ -42,11 +42,19 @@ def rebuild(model: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
     return copy.deepcopy(model, memo)
 
 
+_SETSTATES = (nn.Module.__setstate__, nn.modules.conv._ConvNd.__setstate__)
+"""Ways to restore a module that do nothing to one of this release but set its attributes."""
+
+
 def _is_plain(kind: type[nn.Module]) -> bool:
     """Whether copying such a module is copying its attributes."""
-    return not hasattr(kind, "__deepcopy__") and all(
-        getattr(kind, name, None) is getattr(nn.Module, name, None)
-        for name in ("__reduce__", "__reduce_ex__", "__getstate__", "__setstate__")
+    return (
+        not hasattr(kind, "__deepcopy__")
+        and kind.__setstate__ in _SETSTATES
+        and all(
+            getattr(kind, name, None) is getattr(nn.Module, name, None)
+            for name in ("__reduce__", "__reduce_ex__", "__getstate__")
+        )
     )
 
 
@@ -55,12 +63,15 @@ def _copy(value: Any, memo: dict[int, Any]) -> Any:
     kind = type(value)
     if kind in (bool, int, float, str, type(None)):
         return value
-    if id(value) not in memo:
-        if kind in (dict, OrderedDict, list, set) and not value:
-            memo[id(value)] = kind()
-        elif kind is dict:
-            same = memo[id(value)] = {}
-            same.update((name, _copy(item, memo)) for name, item in value.items())
+    if (found := memo.get(id(value))) is not None:
+        return found
+    if kind in (dict, OrderedDict, list, set) and not value:
+        found = memo[id(value)] = kind()
+        return found
+    if kind is dict:
+        found = memo[id(value)] = {}
+        found.update((name, _copy(item, memo)) for name, item in value.items())
+        return found
     return copy.deepcopy(value, memo)
 
 

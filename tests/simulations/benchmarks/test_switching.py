@@ -27,7 +27,8 @@ def test_it_measures_every_way() -> None:
         torch.set_num_threads(threads)
     assert json.loads(json.dumps(result)) == result
     assert tuple(result["seconds"]) == switching.WAYS
-    assert all(seconds > 0 for seconds in result["seconds"].values())
+    for way, seconds in result["seconds"].items():
+        assert 0 < result["fastest_seconds"][way] <= seconds
     assert result["target_seconds"] == 0.05
     sizes = result["sizes"]
     assert sizes["package without weights"] < 1_000 < sizes["package"] < sizes["base in memory"]
