@@ -122,7 +122,7 @@ class Device:
             return None
         try:
             return BaseWeights.load(**self.config.base)
-        except FedsprigError as error:
+        except (FedsprigError, OSError, ValueError) as error:
             log.warning("device %s goes on without its base model: %s", self.config.name, error)
             return None
 

@@ -145,7 +145,7 @@ def weights_of(
     base = base_of(package.base)
     if base is None:
         raise MissingPartError(
-            f"the base model {package.base[:12]} is not here: ask for a package with its weights"
+            f"the base model {package.base[:12]!r} is not here: ask for a package with its weights"
         )
     own = decode_state(package.weights) if package.weights else {}
     weights = {**cut_base(base, index, plan.head, package.codec), **own}

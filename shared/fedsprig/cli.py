@@ -107,7 +107,10 @@ def run(args: Sequence[str]) -> int:
             raise
         return _fail(f"{package} is not installed: pip install 'fedsprig[sim]'", 1)
     if code == INTERRUPTED:  # typer has turned Ctrl-C into this
-        return _fail("interrupted: a run goes on with the same command and --resume", INTERRUPTED)
+        return _fail(
+            "interrupted: say the same command again, a run with --resume, to go on where it stood",
+            INTERRUPTED,
+        )
     return code if isinstance(code, int) else 0
 
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from fedsprig.adapters import adapter_state, load_adapter_state
 from fedsprig.artifacts import state_digest, unpack
 from fedsprig.bases import belongs_to_base
-from fedsprig.errors import AdapterError, PlanError, WeightsError
+from fedsprig.errors import AdapterError, LimitError, PlanError, WeightsError
 from fedsprig.graph import GroupPlan, KeptIndex, kept_index, restrict
 from fedsprig.graph.rebuild import rebuild
 from fedsprig.masks import Mask
@@ -134,7 +134,10 @@ class TaskSwitch:
 
         Raises:
             WeightsError: A tensor is missing or of another shape than the plan says.
+            LimitError: ``cache_bytes`` is no integer from 0 up.
         """
+        if type(cache_bytes) is not int or cache_bytes < 0:
+            raise LimitError(f"cache_bytes is {cache_bytes!r:.20}: give bytes, 0 or more")
         self.plan = plan
         self._cache_bytes = cache_bytes
         self._tasks: dict[str, _Kept] = {}

@@ -181,7 +181,7 @@ class AdapterSection(Section):
     """What devices train."""
 
     kind: str = "splora"
-    rank: Annotated[int, Field(ge=1)] = 8
+    rank: Annotated[int, Field(ge=1, le=4_096)] = 8
     rank_rule: Literal["layer", "kept", "width"] = "layer"
     """Where a layer gets a lower rank. ``layer``: where more would be waste in the uncut base.
     ``kept``: ``min(rank, kept inputs, kept outputs)``. ``width``: in proportion to the

@@ -6,7 +6,9 @@ import copy
 from collections.abc import Iterator, Mapping
 from typing import Final, Literal
 
+import torch
 from torch import nn
+from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils import parametrize
 
 from fedsprig.adapters.full import Full
@@ -34,6 +36,7 @@ _NORMS: Final = (
     nn.LayerNorm,
     nn.RMSNorm,
 )
+_TRAINABLE: Final = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _BIASED: Final = (nn.Linear, nn.modules.conv._ConvNd)
 _MARK: Final = "fedsprig_adapter"
 """The attribute that says that something is attached; it is copied with the model."""
@@ -98,6 +101,7 @@ def attach(
     body = dict(_outside_head(model, _last_linear(model) if head is None else head))
     if unadapted not in ("refuse", "freeze"):
         raise AdapterError(f"unadapted is {unadapted!r:.20}: use 'refuse' or 'freeze'")
+    _refuse_untrainable(model, adapter)
     if unadapted == "refuse" and adapter.freezes:
         _refuse_unadapted(body, adapter)
     layers = {
@@ -105,12 +109,12 @@ def attach(
         for path, module in body.items()
         if adapter.fits(module)
     }
-    own = list(model.parameters())
+    own = [parameter for parameter in model.parameters() if parameter.is_floating_point()]
     frozen = [
         parameter
         for module in body.values()
         for name, parameter in module.named_parameters(recurse=False)
-        if adapter.freezes and not _trains(module, name)
+        if adapter.freezes and parameter.is_floating_point() and not _trains(module, name)
     ]
     adapter.adapt_(layers)  # the last that may refuse
     for parameters, trains in ((own, True), (frozen, False)):
@@ -155,7 +159,9 @@ def merge(model: nn.Module) -> nn.Module:
     for module in merged.modules():
         if hasattr(module, _MARK):
             delattr(module, _MARK)
-    return merged.requires_grad_(True)
+    for parameter in merged.parameters():
+        parameter.requires_grad = parameter.is_floating_point()
+    return merged
 
 
 def _bake_(module: nn.Module) -> None:
@@ -204,6 +210,36 @@ def _outside_head(model: nn.Module, head: str) -> Iterator[tuple[str, nn.Module]
 def _trains(module: nn.Module, name: str) -> bool:
     """Whether a parameter outside head and adapter trains."""
     return isinstance(module, _NORMS) or (isinstance(module, _BIASED) and name == "bias")
+
+
+def _refuse_untrainable(model: nn.Module, adapter: AdapterKind) -> None:
+    """Name what no adapter can be trained beside, before anything is changed."""
+    for path, module in model.named_modules():
+        for name, parameter in module._parameters.items():
+            what = f"{path}.{name}" if path else name
+            if isinstance(parameter, UninitializedParameter):
+                raise AdapterError(f"{what} has no shape yet: run the model once before attaching")
+            if parameter is not None and parameter.is_inference():
+                raise AdapterError(
+                    f"{what} was made in inference mode and cannot be trained beside: "
+                    "build the model outside of torch.inference_mode"
+                )
+        if not adapter.fits(module):
+            continue
+        weight = module._parameters.get("weight")
+        what = f"{path}.weight" if path else "weight"
+        if weight is None:
+            raise AdapterError(
+                f"{what} is no plain parameter: remove weight_norm, spectral_norm or pruning first"
+            )
+        if weight.dtype not in _TRAINABLE:
+            raise AdapterError(
+                f"{what} is {weight.dtype}: adapters are trained beside real floating point weights"
+            )
+        if weight.numel() == 0:
+            raise AdapterError(f"{what} has shape {list(weight.shape)}: an empty layer has no use")
+    if torch.is_inference_mode_enabled():
+        raise AdapterError("attach outside of torch.inference_mode: what it makes could not train")
 
 
 def _refuse_unadapted(body: Mapping[str, nn.Module], adapter: AdapterKind) -> None:

@@ -113,8 +113,9 @@ def _linear(
     x: Tensor, weight: Tensor, bias: Tensor | None, b: Tensor, a: Tensor | None, *, low: bool
 ) -> Tensor:
     if _trains(b, a) and not weight.requires_grad:
-        result: Tensor = _Linear.apply(x, weight, bias, b, a, low)
-        return result
+        # The function is one of rows: what is a view of its result may be written to in place.
+        result: Tensor = _Linear.apply(x.reshape(-1, x.shape[-1]), weight, bias, b, a, low)
+        return result.view(*x.shape[:-1], len(weight))
     return F.linear(x, _as(merge_delta(weight, b, a), x, low), _as(bias, x, low))
 
 
@@ -230,7 +231,7 @@ def _conv_gradients(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
 
 
 class _Linear(torch.autograd.Function):
-    """One adapted linear layer."""
+    """One adapted product with rows ``x [n, in]``."""
 
     @staticmethod
     def forward(
@@ -242,22 +243,20 @@ class _Linear(torch.autograd.Function):
         a: Tensor | None,
         low: bool,
     ) -> Tensor:
-        rows = x.reshape(-1, x.shape[-1])
-        ctx.shape = x.shape
         ctx.projects = _projects(a)
-        ctx.merges = not ctx.projects or _merges(weight, len(rows))
+        ctx.merges = not ctx.projects or _merges(weight, len(x))
         _, _, _, needs_b, needs_a, _ = ctx.needs_input_grad
         z = None
         if ctx.projects and (needs_b or not ctx.merges) and a is not None:
-            z = rows @ _as(a, x, low).t()
+            z = x @ _as(a, x, low).t()
         merged = _as(merge_delta(weight, b, a) if ctx.merges else weight, x, low)
-        y = F.linear(rows, merged, _as(bias, x, low))
+        y = F.linear(x, merged, _as(bias, x, low))
         if z is not None and not ctx.merges:
             y.addmm_(z, _as(b, x, low).t())
         needs_x = needs_a or not ctx.projects
         kept = merged if ctx.merges and merged.numel() <= x.numel() else None
-        ctx.save_for_backward(weight, b, a, z, rows if needs_x else None, kept)
-        return y.view(*x.shape[:-1], len(weight))
+        ctx.save_for_backward(weight, b, a, z, x if needs_x else None, kept)
+        return y
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
@@ -265,22 +264,19 @@ class _Linear(torch.autograd.Function):
 
 
 def _linear_gradients(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-    weight, b, a, z, rows, merged = ctx.saved_tensors
+    weight, b, a, z, x, merged = ctx.saved_tensors
     needs_x, _, needs_bias, needs_b, needs_a, _ = ctx.needs_input_grad
     dx: Tensor | None = None
-    g = g.reshape(-1, g.shape[-1])
     h = g @ b.to(g.dtype) if ctx.projects and (needs_a or not ctx.merges) else g
     if needs_x and ctx.merges:
-        dx = (g @ (merge_delta(weight, b, a).to(g.dtype) if merged is None else merged)).view(
-            ctx.shape
-        )
+        dx = g @ (merge_delta(weight, b, a).to(g.dtype) if merged is None else merged)
     elif needs_x:
-        dx = (g @ weight.to(g.dtype)).addmm_(h, a.to(g.dtype)).view(ctx.shape)
+        dx = (g @ weight.to(g.dtype)).addmm_(h, a.to(g.dtype))
     if ctx.projects:
         db = outer(g, z) if needs_b else None
-        da = outer(h, rows) if needs_a else None
+        da = outer(h, x) if needs_a else None
     else:
-        db, da = _factors(outer(g, rows), b, a, needs_b, needs_a)
+        db, da = _factors(outer(g, x), b, a, needs_b, needs_a)
     return dx, None, g.sum(0) if needs_bias else None, db, da, None
 
 

@@ -32,15 +32,18 @@ class MergedConv(MergedLayer):
         assert isinstance(self, nn.modules.conv._ConvNd)  # noqa: S101 - by construction
         space = len(self.kernel_size)
         x = input if input.ndim == space + 2 else input[None]
-        # Twice for every axis, last axis first, as F.pad takes it: before and after may differ.
-        pads = tuple(self._reversed_padding_repeated_twice)
-        padding = pads[::-2]
+        none = (0,) * space
+        padding = none if isinstance(self.padding, str) else self.padding
         if self.padding_mode != "zeros":
-            x = F.pad(x, pads, mode=self.padding_mode)
-            padding = (0,) * space
-        elif padding != pads[-2::-2]:
-            x = F.pad(x, pads)
-            padding = (0,) * space
+            x = F.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode)
+            padding = none
+        elif self.padding == "same":
+            sides = zip(self.kernel_size, self.dilation, strict=True)
+            totals = [step * (taps - 1) for taps, step in sides]
+            padding = tuple(total // 2 for total in totals)
+            # An even kernel needs one more at the end; F.pad takes the last axis first.
+            if any(total % 2 for total in totals):
+                x = F.pad(x, [side for total in reversed(totals) for side in (0, total % 2)])
         how = Geometry(self.stride, padding, self.dilation, self.groups)
         out = adapted_conv(x, self.weight, self.bias, *self.delta(), how)
         return out if x.ndim == input.ndim else out[0]

@@ -93,11 +93,11 @@ class _Adapted(torch.autograd.Function):
         count = x.numel() // x.shape[axis]
         if is_sparse(x, count, grid):
             blocks = merge_blocks(weight, b, p, q, grid).to(x.dtype)
-            return _like(multiply(_rows(x, axis), blocks, bias, grid), x, axis)
+            return _own(_like(multiply(_rows(x, axis), blocks, bias, grid), x, axis))
         if prefers_merging(count, p, grid):
-            return _dense(x, merge(weight, b, p, q, grid).to(x.dtype), bias, axis)
+            return _own(_dense(x, merge(weight, b, p, q, grid).to(x.dtype), bias, axis))
         y = _dense(x, grid.mask(weight).to(x.dtype), bias, axis)
-        return y.add_(_like(beside(_rows(x, axis), b, p, q, grid), x, axis))
+        return _own(y.add_(_like(beside(_rows(x, axis), b, p, q, grid), x, axis)))
 
     @staticmethod
     @once_differentiable
@@ -123,6 +123,11 @@ class _Adapted(torch.autograd.Function):
                 db, dp, dq = through(rows, inputs, b, p, q, grid, needs)
             dbias = rows.sum(0) if needs_bias else None
         return dx, None, dbias, db, dp, dq, None, None
+
+
+def _own(y: Tensor) -> Tensor:
+    """``y``, and no view of it: to a view that a function returns nobody can write in place."""
+    return y.clone() if torch.compiler.is_compiling() or y._is_view() else y
 
 
 def _rows(x: Tensor, axis: int) -> Tensor:

@@ -157,9 +157,10 @@ class SPLoPAConv2d(SPLoPALayer, nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Map ``[n, in, h, w]`` (or ``[in, h, w]``) as the plain layer does."""
-        pads = self._reversed_padding_repeated_twice
-        if any(pads):
+        # By name no padding is needed: with one tap "same" and "valid" are alike.
+        if not isinstance(self.padding, str) and any(self.padding):
             mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
+            pads = [size for size in reversed(self.padding) for _ in range(2)]
             input = F.pad(input, pads, mode=mode)
         # One tap sees every stride-th position: what is left is a product along the channels.
         return self.multiply(input[..., :: self.stride[0], :: self.stride[1]], self.bias, -3)

@@ -66,6 +66,8 @@ def load_adapter_state(model: nn.Module, state: Mapping[str, Any]) -> None:
                 f"{name} has shape {list(tensor.shape)}, the model needs {list(slot.shape)}: "
                 "cut by the same mask and attach at the same rank"
             )
+        if tensor.is_floating_point():
+            tensor = tensor.to(slot)  # what is finite in one type may not be in another
         if not tensor.is_floating_point() or not bool(torch.isfinite(tensor).all()):
             raise AdapterError(f"{name} is not all finite floating point: load an earlier state")
         values[name] = tensor.clamp(min=0) if name.endswith("running_var") else tensor

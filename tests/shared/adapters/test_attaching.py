@@ -252,3 +252,54 @@ def test_without_an_adapter_nothing_is_merged_read_or_loaded(net):
             function(net)
     with pytest.raises(AdapterError, match="attach"):
         load_adapter_state(net, {})
+
+
+def with_integer():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+    model.counter = nn.Parameter(torch.arange(3), requires_grad=False)
+    return model
+
+
+def made_in_inference_mode():
+    with torch.inference_mode():
+        return nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+
+
+ODD = {
+    "complex": (lambda: nn.Sequential(nn.Linear(4, 4, dtype=torch.complex64)), "complex64"),
+    "lazy": (lambda: nn.Sequential(nn.LazyLinear(4), nn.Linear(4, 2)), "run the model once"),
+    "empty": (lambda: nn.Sequential(nn.Linear(0, 4), nn.Linear(4, 2)), "empty layer"),
+    "weight norm": (
+        lambda: nn.Sequential(nn.utils.weight_norm(nn.Linear(4, 4)), nn.Linear(4, 2)),
+        "remove weight_norm",
+    ),
+    "inference": (made_in_inference_mode, "inference mode"),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ODD)
+@pytest.mark.parametrize("kind", ["splora", "sppara", "splopa"])
+def test_what_cannot_be_trained_beside_is_refused_and_nothing_changes(name, kind):
+    make, words = ODD[name]
+    model = make()
+    kinds = [type(module) for module in model.modules()]
+    with pytest.raises(AdapterError, match=words):
+        attach(model, kind=kind, head="")
+    assert [type(module) for module in model.modules()] == kinds
+    with pytest.raises(AdapterError, match="no adapter is attached"):
+        attach_report(model)
+
+
+def test_parameters_that_are_no_floats_stay_as_they_are():
+    model = attach(with_integer())
+    assert not model.counter.requires_grad
+    assert merge(model).counter.tolist() == [0, 1, 2]
+
+
+def test_values_that_become_infinite_in_the_models_type_are_refused():
+    model = attach(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2)))
+    state = adapter_state(model)
+    huge = torch.full_like(state["0.adapter_b"], 1e300, dtype=torch.float64)
+    with pytest.raises(AdapterError, match="finite"):
+        load_adapter_state(model, {**state, "0.adapter_b": huge})

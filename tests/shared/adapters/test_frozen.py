@@ -268,6 +268,31 @@ def test_a_projection_is_kept_only_where_its_factor_trains():
     assert kept_bytes(layer, x) == x.nbytes + merged
 
 
+@pytest.mark.parametrize("kind", ["splora", "sppara", "splopa"])
+def test_outputs_may_be_written_in_place(kind):
+    model = nn.Sequential(
+        nn.Conv2d(3, 40, 1),
+        nn.ReLU(inplace=True),
+        nn.Flatten(),
+        nn.Linear(160, 40),
+        nn.ReLU(inplace=True),
+        nn.Linear(40, 2),
+    )
+    attach(model, kind=kind)
+    model(torch.randn(3, 3, 2, 2)).sum().backward()
+    tokens = attach(nn.Linear(40, 40), kind=kind, head="")(torch.randn(2, 3, 40))
+    tokens += 1
+    tokens.sum().backward()
+
+
+def test_padding_and_dilation_that_were_changed_later_count():
+    layer = nn.Conv2d(4, 4, 3, padding=1)
+    layer.padding = layer.dilation = (2, 2)
+    x = torch.randn(1, 4, 9, 9)
+    expected = layer(x)
+    assert torch.equal(attach(layer, head="")(x), expected)
+
+
 def test_gradients_of_gradients_are_refused():
     layer = adapted(conv(GEOMETRIES["3x3"]), rank=3)
     x = torch.randn(1, INPUTS, 4, 4, requires_grad=True)
