@@ -10,6 +10,7 @@ from fedsprig.errors import TrainingError
 
 Schedule = Literal["cosine", "constant"]
 Augment = Literal["none", "flip", "shift", "flip+shift"]
+Optimiser = Literal["sgd", "adam"]
 
 MAX_STEPS: Final = 10_000_000
 LARGEST: Final = 3.4e38
@@ -18,14 +19,15 @@ LARGEST: Final = 3.4e38
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainConfig:
-    """Settings of stochastic gradient descent. Give ``steps`` or ``epochs``.
+    """Settings of one training. Give ``steps`` or ``epochs``.
 
     Attributes:
         steps: Optimiser steps.
         epochs: Passes over the pictures.
         batch_size: Pictures per step, two at least.
         learning_rate: At the first step.
-        momentum: Of the classical (heavy ball) kind, from 0 to below 1.
+        optimiser: ``"sgd"``, or ``"adam"`` (Kingma and Ba 2015) with torch's own settings.
+        momentum: Of the classical (heavy ball) kind, from 0 to below 1; Adam has its own.
         weight_decay: L2 penalty of matrices and kernels; biases and normalisation have none.
         schedule: ``"cosine"`` lowers the learning rate along half a cosine (Loshchilov and Hutter
             2017, equation 5, one period), ``"constant"`` keeps it.
@@ -43,6 +45,7 @@ class TrainConfig:
     epochs: int | None = None
     batch_size: int = 32
     learning_rate: float = 0.05
+    optimiser: Optimiser = "sgd"
     momentum: float = 0.9
     weight_decay: float = 5e-4
     schedule: Schedule = "cosine"
@@ -70,9 +73,11 @@ class TrainConfig:
                 raise TrainingError(f"{name} is {getattr(self, name)}: choose 0 to below 1")
         if not 0 <= self.weight_decay <= LARGEST:
             raise TrainingError(f"weight_decay is {self.weight_decay}: choose 0 to below 3.4e38")
-        for name, kinds in (("schedule", get_args(Schedule)), ("augment", get_args(Augment))):
-            if getattr(self, name) not in kinds:
-                raise TrainingError(f"{name} is {getattr(self, name)!r}: use {', '.join(kinds)}")
+        for name, kinds in (("schedule", Schedule), ("augment", Augment), ("optimiser", Optimiser)):
+            if getattr(self, name) not in get_args(kinds):
+                raise TrainingError(
+                    f"{name} is {getattr(self, name)!r}: use {', '.join(get_args(kinds))}"
+                )
 
     def learning_rate_at(self, step: int, total: int) -> float:
         """The learning rate of one step, ``0 <= step < total``, before the head's factor."""

@@ -63,6 +63,7 @@ def fit(
     seed: int,
     head: str = "",
     progress: Progress | None = None,
+    momenta: dict[str, Tensor] | None = None,
 ) -> TrainReport:
     """Train the parameters that require a gradient, in place; modules keep their modes.
 
@@ -78,6 +79,8 @@ def fit(
         seed: Of the order of the pictures, augmentation and dropout.
         head: Module path of the classifier; needed when its learning rate is scaled.
         progress: Told of every step.
+        momenta: What the optimiser remembers, by parameter: empty before the first part of a
+            training that is done in parts, and passed on from part to part.
 
     Raises:
         TrainingError: Fewer than two pictures, nothing to train, or no such head.
@@ -88,6 +91,8 @@ def fit(
     started = time.perf_counter()
     _check(images, labels)
     optimiser = _optimiser(model, config, head)
+    if momenta:
+        _remember(optimiser, model, momenta)
     total = config.total_steps(len(images))
     generator = torch.Generator().manual_seed(seed)
     drawer = Drawer(images, config.augment)
@@ -120,6 +125,9 @@ def fit(
             if progress is not None:
                 progress(step + 1, total, value)
     optimiser.zero_grad()
+    if momenta is not None:
+        momenta.clear()
+        momenta.update(_remembered(optimiser, model))
     if total and not _finite(model):
         raise _diverged("a weight or a statistic is not finite", total, total, config)
     return TrainReport(tuple(losses), total, pictures, time.perf_counter() - started)
@@ -150,7 +158,7 @@ def _check_range(labels: Tensor, logits: Tensor) -> None:
         )
 
 
-def _optimiser(model: nn.Module, config: TrainConfig, head: str) -> torch.optim.SGD:
+def _optimiser(model: nn.Module, config: TrainConfig, head: str) -> torch.optim.Optimizer:
     """One group for each pairing of head or body with weight decay or none."""
     if config.head_learning_rate_scale != 1 and not head:
         raise TrainingError("head_learning_rate_scale needs to know the head: pass its module path")
@@ -168,18 +176,43 @@ def _optimiser(model: nn.Module, config: TrainConfig, head: str) -> torch.optim.
             groups.setdefault(key, []).append(parameter)
     if not groups:
         raise TrainingError("nothing in the model requires a gradient: attach adapters or unfreeze")
-    return torch.optim.SGD(
-        [
-            {
-                "params": parameters,
-                "weight_decay": config.weight_decay if decayed else 0.0,
-                "scale": config.head_learning_rate_scale if of_head else 1.0,
-            }
-            for (of_head, decayed), parameters in groups.items()
-        ],
-        lr=config.learning_rate,
-        momentum=config.momentum,
-    )
+    described = [
+        {
+            "params": parameters,
+            "weight_decay": config.weight_decay if decayed else 0.0,
+            "scale": config.head_learning_rate_scale if of_head else 1.0,
+        }
+        for (of_head, decayed), parameters in groups.items()
+    ]
+    if config.optimiser == "adam":
+        return torch.optim.Adam(described, lr=config.learning_rate)
+    return torch.optim.SGD(described, lr=config.learning_rate, momentum=config.momentum)
+
+
+def _remembered(optimiser: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
+    """The optimiser's own tensors, by ``quantity:parameter``."""
+    return {
+        f"{quantity}:{name}": value.detach().clone()
+        for name, parameter in model.named_parameters()
+        for quantity, value in optimiser.state.get(parameter, {}).items()
+        if value is not None
+    }
+
+
+def _remember(
+    optimiser: torch.optim.Optimizer, model: nn.Module, momenta: dict[str, Tensor]
+) -> None:
+    """Give an optimiser back what :func:`_remembered` read."""
+    parameters = dict(model.named_parameters())
+    for key, value in momenta.items():
+        quantity, _, name = key.partition(":")
+        if name not in parameters or not parameters[name].requires_grad:
+            raise TrainingError(
+                f"the momenta are of another training: there is no {name} to train here"
+            )
+        # Adam counts its steps on the CPU.
+        device = value.device if quantity == "step" else parameters[name].device
+        optimiser.state[parameters[name]][quantity] = value.to(device).clone()
 
 
 def _finite(model: nn.Module) -> bool:

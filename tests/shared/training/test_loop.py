@@ -1,6 +1,7 @@
 import copy
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -272,3 +273,33 @@ def test_drawn_batches_are_those_that_are_trained_on():
     order = itertools.islice(endless_batches(12, 5, generator), 4)
     for batch, index in zip(seen, order, strict=True):
         assert torch.equal(batch, drawer.draw(index, generator))
+
+
+@pytest.mark.parametrize("optimiser", ["sgd", "adam"])
+def test_a_training_in_parts_is_the_whole_one(optimiser):
+    """A step sees all pictures, so that only what the optimiser remembers can make a difference."""
+    images, labels = problem(12)
+    config = TrainConfig(
+        steps=6, batch_size=12, learning_rate=0.02, schedule="constant", optimiser=optimiser
+    )
+    part = replace(config, steps=2)
+    networks = {}
+    for way in ("whole", "parts", "forgetful"):
+        model = small_net()
+        model[5] = nn.Identity()
+        momenta = {}
+        if way == "whole":
+            fit(model, images, labels, config, seed=1)
+        for _ in range(0 if way == "whole" else 3):
+            fit(model, images, labels, part, seed=1, momenta=momenta if way == "parts" else None)
+        networks[way] = model.state_dict()
+    for name, tensor in networks["whole"].items():
+        torch.testing.assert_close(networks["parts"][name], tensor, atol=2e-6, rtol=1e-4)
+    assert not torch.allclose(networks["forgetful"]["0.weight"], networks["whole"]["0.weight"])
+
+
+def test_momenta_of_another_training_are_refused():
+    images, labels = problem(12)
+    momenta = {"momentum_buffer:7.weight": torch.zeros(3)}
+    with pytest.raises(TrainingError, match=r"no 7\.weight to train"):
+        fit(small_net(), images, labels, TrainConfig(steps=1), seed=1, momenta=momenta)
