@@ -14,7 +14,10 @@ from fedsprig.errors import FedsprigError
 HEAVY = ("torch", "torchvision", "flwr", "sqlalchemy", "ray")
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["simulate", "--help"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["--version"], ["simulate", "--help"], ["bench", "adapters", "--help"]],
+)
 def test_help_starts_without_the_heavy_libraries(arguments: list[str]) -> None:
     program = (
         "import sys; from fedsprig.cli import run; code = run(sys.argv[1:]);"

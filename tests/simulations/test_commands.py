@@ -26,6 +26,8 @@ def test_report_draws_a_finished_run_again(
         (["simulate", "x.toml", "--runtime", "raj"], 2, "'raj' is not one of"),
         (["report", "nowhere"], 40, "cannot read nowhere"),
         (["bench", "one-sho"], 2, "one-sho"),
+        (["bench", "switching", "--image-size", "4000"], 2, "4000 is not in the range"),
+        (["bench", "adapters", "--batch-size", "100000"], 2, "100000 is not in the range"),
     ],
 )
 def test_wrong_command_lines(
@@ -53,6 +55,22 @@ def test_a_misspelt_key_leaves_no_folder_behind(
     assert run(["simulate", "mine.toml"]) == 60
     assert "mine.toml: unknown key roundz: did you mean 'rounds'?" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["mine.toml"]
+
+
+@pytest.mark.parametrize("name", ["one-shot", "switching", "adapters", "fine-pruning"])
+def test_bench_refuses_a_file_that_cannot_be_written_before_it_measures(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    for path, reason in (("file/figures.json", "cannot write"), (".", "no regular file")):
+        assert run(["bench", name, "--json", path]) == 40
+        shown = capsys.readouterr()
+        assert shown.err.startswith("error: ")
+        assert reason in shown.err
+        assert shown.err.count("\n") == 1  # no word of progress
+        assert shown.out == ""
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_bench_measures_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,7 +2,7 @@
 
 from fedsprig.artifacts.container import DEFAULT, Limits, pack, read_file, unpack
 from fedsprig.artifacts.digest import digest, state_digest
-from fedsprig.artifacts.files import read_bytes, write_bytes
+from fedsprig.artifacts.files import read_bytes, require_writable, write_bytes
 
 __all__ = [
     "DEFAULT",
@@ -11,6 +11,7 @@ __all__ = [
     "pack",
     "read_bytes",
     "read_file",
+    "require_writable",
     "state_digest",
     "unpack",
     "write_bytes",

@@ -21,7 +21,7 @@ def write_bytes(path: str | Path, data: bytes | bytearray | memoryview) -> None:
         ArtifactError: The file cannot be written; what was there before is untouched.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name[:80]}.{secrets.token_hex(8)}")
+    temporary = _beside(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # Unlike tempfile's, this file has the access rights that the user's umask gives.
@@ -31,13 +31,32 @@ def write_bytes(path: str | Path, data: bytes | bytearray | memoryview) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise ArtifactError(f"cannot write {path}: {reason}; check the folder") from error
+        raise _unwritable(path, error) from error
     finally:
         # After the rename it is gone already; after any failure nothing may be left behind.
         with contextlib.suppress(OSError):
             temporary.unlink()
     sync_folder(path.parent)
+
+
+def require_writable(path: str | Path) -> None:
+    """Refuse a path that :func:`write_bytes` could not write to, before the work for it is done.
+
+    The folder is made if it is not there; a file that is there already is not touched.
+
+    Raises:
+        ArtifactError: The folder cannot be written to, or the path is that of no regular file.
+    """
+    path = Path(path)
+    try:
+        if path.exists() and not path.is_file():
+            raise ArtifactError(f"cannot write {path}: no regular file; choose another path")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = _beside(path)
+        temporary.touch(exist_ok=False)
+        temporary.unlink()
+    except OSError as error:
+        raise _unwritable(path, error) from error
 
 
 def read_bytes(path: str | Path, *, max_bytes: int) -> bytes:
@@ -74,3 +93,12 @@ def sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _beside(path: Path) -> Path:
+    """A name for a temporary file in the same folder."""
+    return path.with_name(f".{path.name[:80]}.{secrets.token_hex(8)}")
+
+
+def _unwritable(path: Path, error: OSError) -> ArtifactError:
+    return ArtifactError(f"cannot write {path}: {error.strerror or str(error)}; check the folder")

@@ -7,7 +7,6 @@ server's own functions are measured, over a real library on disk.
 from __future__ import annotations
 
 import gc
-import platform
 import statistics
 import tempfile
 import time
@@ -27,6 +26,7 @@ from fedsprig_server.base import Base
 from fedsprig_server.config import SelectionConfig
 from fedsprig_server.library import Entry, Library
 from fedsprig_server.one_shot import arm_scores, cut, find
+from fedsprig_sim.benchmarks.machine import machine
 
 TARGET_SECONDS = 1.0
 TARGET_SEARCH_SECONDS = 0.1
@@ -78,15 +78,28 @@ def run(
     return {
         "model": model,
         "seed": seed,
-        "machine": {
-            "processor": platform.machine(),
-            "torch_threads": torch.get_num_threads(),
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-        },
+        "machine": machine(),
         "one_shot": one_shot,
         "search": search,
     }
+
+
+def table(figures: dict[str, Any]) -> str:
+    """The figures of :func:`run` as lines of text."""
+    whole, search = figures["one_shot"], figures["search"]
+    rows = [(f"  {name}", seconds, None) for name, seconds in whole["steps"].items()]
+    rows += [
+        (
+            f"sketch to sub-network, {whole['entries']:,} tasks",
+            whole["seconds"],
+            whole["target_seconds"],
+        ),
+        (f"search in {search['entries']:,} tasks", search["seconds"], search["target_seconds"]),
+    ]
+    return "\n".join(
+        f"{name:<44} {seconds:8.3f} s" + ("" if target is None else f"   target {target:.3f} s")
+        for name, seconds, target in rows
+    )
 
 
 def _one_shot(

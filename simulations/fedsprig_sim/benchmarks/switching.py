@@ -7,7 +7,6 @@ already in memory here too.
 
 from __future__ import annotations
 
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -25,6 +24,7 @@ from fedsprig.scoring import score
 from fedsprig.subnetwork import AdapterConfig, build_subnetwork, pack_subnetwork
 from fedsprig.switching import TaskSwitch
 from fedsprig.updates import encode_state
+from fedsprig_sim.benchmarks.machine import machine
 
 TARGET_SECONDS = 0.05
 WAYS = ("cut anew", "cut before", "another adapter", "built from a package")
@@ -125,12 +125,7 @@ def run(
         "rank": rank,
         "codec": codec,
         "seed": seed,
-        "machine": {
-            "processor": platform.machine(),
-            "torch_threads": torch.get_num_threads(),
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-        },
+        "machine": machine(),
         "seconds": {way: statistics.median(times) for way, times in seconds.items()},
         "fastest_seconds": {way: min(times) for way, times in seconds.items()},
         "target_seconds": TARGET_SECONDS,
@@ -143,6 +138,17 @@ def run(
             "its cut layers in memory": held.cuts // tasks,
         },
     }
+
+
+def table(figures: dict[str, Any]) -> str:
+    """The figures of :func:`run` as lines of text."""
+    lines = []
+    for way, seconds in figures["seconds"].items():
+        fastest = figures["fastest_seconds"][way]
+        aim = f"   target {figures['target_seconds']:.3f} s" if way == WAYS[0] else ""
+        lines.append(f"{way:<28} {seconds:9.4f} s   fastest {fastest:.4f} s{aim}")
+    lines += [f"{what:<28} {size / 1e6:9.3f} MB" for what, size in figures["sizes"].items()]
+    return "\n".join(lines)
 
 
 def _learnt(package: bytes, plan: GroupPlan, seed: int) -> dict[str, Tensor]:

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from fedsprig.artifacts import read_bytes, write_bytes
+from fedsprig.artifacts import read_bytes, require_writable, write_bytes
 from fedsprig.errors import ArtifactError, LimitError
 
 
@@ -34,6 +34,20 @@ def test_a_path_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(ArtifactError, match="cannot write"):
         write_bytes(tmp_path / "file" / "x", b"")
+
+
+def test_whether_a_path_can_be_written_is_known_before_and_nothing_is_touched(tmp_path):
+    path = tmp_path / "folder" / "x"
+    require_writable(path)
+    assert os.listdir(path.parent) == []
+    path.write_bytes(b"old")
+    require_writable(path)
+    assert os.listdir(path.parent) == ["x"]
+    assert path.read_bytes() == b"old"
+    for wrong in (path / "y", path.parent, "", path.with_name("n" * 300)):
+        with pytest.raises(ArtifactError, match="cannot write"):
+            require_writable(wrong)
+    assert os.listdir(path.parent) == ["x"]
 
 
 def test_reading_refuses_what_is_too_large_absent_or_no_file(tmp_path):

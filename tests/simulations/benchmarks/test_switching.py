@@ -36,3 +36,7 @@ def test_it_measures_every_way() -> None:
     assert sizes["adapter"] < 2 * sizes["a task in memory"]
     assert sizes["a task in memory"] + sizes["its cut layers in memory"] < sizes["base in memory"]
     assert len(lines) == 3
+    assert result["machine"]["torch_threads"] == 1
+    shown = switching.table(result).splitlines()
+    assert len(shown) == len(switching.WAYS) + len(sizes)
+    assert [line for line in shown if "target" in line] == shown[:1]

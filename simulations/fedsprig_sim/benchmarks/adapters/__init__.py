@@ -7,7 +7,6 @@ turn does not count: it finds the caches full of the others' numbers, as no trai
 
 from __future__ import annotations
 
-import platform
 import statistics
 import time
 import warnings
@@ -29,6 +28,7 @@ from fedsprig_sim.benchmarks.adapters.contenders import (
 )
 from fedsprig_sim.benchmarks.adapters.memory import held_by, peak_bytes
 from fedsprig_sim.benchmarks.adapters.networks import CLASSES, NETWORKS
+from fedsprig_sim.benchmarks.machine import machine
 
 __all__ = ["CONTENDERS", "NETWORKS", "TARGETS", "run", "table"]
 
@@ -79,12 +79,7 @@ def run(
         "repeats": repeats,
         "bf16": bf16,
         "channels_last": channels_last,
-        "machine": {
-            "processor": platform.machine(),
-            "torch_threads": torch.get_num_threads(),
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-        },
+        "machine": machine(),
         "cases": cases,
     }
 
@@ -110,6 +105,8 @@ def table(figures: dict[str, Any]) -> str:
             lines.append(
                 f"{'':<21}forward pass against {SPA}, at most 1e-05: {difference:.1e} of the output"
             )
+    if missing := CONTENDERS.keys() - figures["cases"][0]["contenders"].keys():
+        lines.append(f"not installed: {', '.join(sorted(missing))} (pip install 'fedsprig[peers]')")
     return "\n".join(lines)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import platform
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -31,6 +30,7 @@ from fedsprig_sim.benchmarks.fine_pruning.leak import measure_leak
 from fedsprig_sim.benchmarks.fine_pruning.methods import ARMS, METHODS, Arm
 from fedsprig_sim.benchmarks.fine_pruning.pruning import count_filters
 from fedsprig_sim.benchmarks.fine_pruning.summary import summarise
+from fedsprig_sim.benchmarks.machine import machine
 from fedsprig_sim.progress import Progress, Silence
 
 _SPLIT_SEED = 0
@@ -142,11 +142,7 @@ def run(
         },
         "course": {n: list(v) if isinstance(v, tuple) else v for n, v in asdict(course).items()},
         "seeds": seeds,
-        "machine": {
-            "processor": platform.machine(),
-            "torch_threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-        },
+        "machine": machine(),
         "rates": {
             method: {"chosen": best[method], "tried": {f"{r:g}": s for r, s in found.items()}}
             for method, found in tried.items()
