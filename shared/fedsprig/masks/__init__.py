@@ -1,4 +1,4 @@
-"""Masks, score sets, budgets and costs: which units a device keeps, or which blocks of weights.
+"""Masks, score sets, budgets and costs: which units, blocks of weights or single weights stay.
 
 Everything but :func:`cost`, :func:`peak_of` and :func:`blocks_of` is numpy; those import torch
 when they are first used.
@@ -17,6 +17,7 @@ from fedsprig.masks.costs import Cost, PlanCosts, plan_macs, plan_parameters
 from fedsprig.masks.mask import Mask
 from fedsprig.masks.scores import ScoreSet, weighted_sum
 from fedsprig.masks.solver import solve
+from fedsprig.masks.weights import WeightMask
 
 if TYPE_CHECKING:
     from fedsprig.masks.block_layers import blocks_of
@@ -37,6 +38,7 @@ __all__ = [
     "Mask",
     "PlanCosts",
     "ScoreSet",
+    "WeightMask",
     "blocks_of",
     "cost",
     "peak_of",
