@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
+from typing import ClassVar
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedsprig.adapters.frozen import adapted_conv, adapted_linear, merge_delta
-from fedsprig.adapters.layer import AdapterLayer
+from fedsprig.adapters.layer import AdapterLayer, Site
 from fedsprig.adapters.pointwise import Geometry
 
 
 class MergedLayer(AdapterLayer):
     """A layer that acts by ``W + D``, D at the centre ``(height // 2, width // 2, ...)``."""
+
+    @classmethod
+    @abstractmethod
+    def adopt_(cls, source: nn.Module, site: Site) -> None:
+        """Make an adapted layer of a plain one, in place.
+
+        The module stays the same object, with its hooks, its mode and whoever holds it; the adapter
+        has its dtype and device. On the meta device it is shapes, like the rest.
+        """
 
     @abstractmethod
     def delta(self) -> tuple[Tensor, Tensor | None]:
@@ -56,3 +67,27 @@ class MergedLinear(MergedLayer):
         """Map ``[..., in]`` to ``[..., out]``."""
         assert isinstance(self, nn.Linear)  # noqa: S101 - by construction
         return adapted_linear(input, self.weight, self.bias, *self.delta())
+
+
+class MergedKind:
+    """A kind that adapts plain convolutions and linear layers, each by a class of its own.
+
+    A subclass of theirs may compute something else by its weight or be read by another module (the
+    output projection of ``nn.MultiheadAttention`` is), so only the exact types are taken.
+
+    Attributes:
+        layers: Type of the plain layer -> that of the adapted one. Both are written out in a
+            module, not made by a function: adapted networks are copied and pickled.
+    """
+
+    layers: ClassVar[Mapping[type[nn.Module], type[MergedLayer]]]
+    freezes = True
+
+    def fits(self, module: nn.Module) -> bool:
+        """Whether the module is a plain convolution or linear layer."""
+        return type(module) in self.layers
+
+    def adapt_(self, layers: Mapping[str, tuple[nn.Module, Site]]) -> None:
+        """Put the adapter beside every layer."""
+        for module, site in layers.values():
+            self.layers[type(module)].adopt_(module, site)

@@ -27,14 +27,13 @@ Where we differ from the paper's library, and why:
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import ClassVar
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
 
 from fedsprig.adapters.layer import Site
-from fedsprig.adapters.merged import MergedConv, MergedLayer, MergedLinear
+from fedsprig.adapters.merged import MergedConv, MergedKind, MergedLayer, MergedLinear
 from fedsprig.seeds import derive_seed
 
 
@@ -67,11 +66,7 @@ class SPLoRALayer(MergedLayer):
 
     @classmethod
     def adopt_(cls, source: nn.Module, site: Site) -> None:
-        """Make an adapted layer of a plain one, in place.
-
-        The module stays the same object, with its hooks, its mode and whoever holds it; A and B
-        have its dtype and device. On the meta device they are shapes, like the rest.
-        """
+        """Make an adapted layer of a plain one, in place, with the site's A and a B of zeros."""
         weight = source.get_parameter("weight")
         a = draw_a(site).to(weight)
         source.__class__ = cls
@@ -109,26 +104,10 @@ class SPLoRALinear(SPLoRALayer, MergedLinear, nn.Linear):
     weight: Tensor
 
 
-class SPLoRA:
-    """The kind: plain convolutions and linear layers are adapted.
+class SPLoRA(MergedKind):
+    """The kind: ``B A`` beside plain convolutions and linear layers."""
 
-    A subclass may compute something else by its weight or be read by another module (the output
-    projection of ``nn.MultiheadAttention`` is), so only the exact types are taken.
-    """
-
-    freezes = True
     factors = True
-    _layers: ClassVar[dict[type[nn.Module], type[SPLoRALayer]]] = {
-        nn.Conv1d: SPLoRAConv1d,
-        nn.Conv2d: SPLoRAConv2d,
-        nn.Linear: SPLoRALinear,
-    }
-
-    def fits(self, module: nn.Module) -> bool:
-        """Whether the module is a plain convolution or linear layer."""
-        return type(module) in self._layers
-
-    def adapt_(self, layers: Mapping[str, tuple[nn.Module, Site]]) -> None:
-        """Attach A and B."""
-        for module, site in layers.values():
-            self._layers[type(module)].adopt_(module, site)
+    layers = MappingProxyType(
+        {nn.Conv1d: SPLoRAConv1d, nn.Conv2d: SPLoRAConv2d, nn.Linear: SPLoRALinear}
+    )

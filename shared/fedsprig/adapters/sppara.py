@@ -14,13 +14,12 @@ which stays what the other tasks share.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import ClassVar
+from types import MappingProxyType
 
 from torch import Tensor, nn
 
 from fedsprig.adapters.layer import Site
-from fedsprig.adapters.merged import MergedConv, MergedLayer, MergedLinear
+from fedsprig.adapters.merged import MergedConv, MergedKind, MergedLayer, MergedLinear
 
 
 class SPPaRALayer(MergedLayer):
@@ -34,8 +33,8 @@ class SPPaRALayer(MergedLayer):
     adapter_d: nn.Parameter
 
     @classmethod
-    def adopt_(cls, source: nn.Module) -> None:
-        """Make an adapted layer of a plain one, in place; D has its dtype and device."""
+    def adopt_(cls, source: nn.Module, site: Site) -> None:
+        """Make an adapted layer of a plain one, in place; of the site D needs nothing."""
         weight = source.get_parameter("weight")
         source.__class__ = cls
         source.register_parameter("adapter_d", nn.Parameter(weight.new_zeros(weight.shape[:2])))
@@ -66,22 +65,10 @@ class SPPaRALinear(SPPaRALayer, MergedLinear, nn.Linear):
     weight: Tensor
 
 
-class SPPaRA:
-    """The kind: plain convolutions and linear layers, and no subclass, as with SPLoRA."""
+class SPPaRA(MergedKind):
+    """The kind: D beside plain convolutions and linear layers."""
 
-    freezes = True
     factors = False
-    _layers: ClassVar[dict[type[nn.Module], type[SPPaRALayer]]] = {
-        nn.Conv1d: SPPaRAConv1d,
-        nn.Conv2d: SPPaRAConv2d,
-        nn.Linear: SPPaRALinear,
-    }
-
-    def fits(self, module: nn.Module) -> bool:
-        """Whether the module is a plain convolution or linear layer."""
-        return type(module) in self._layers
-
-    def adapt_(self, layers: Mapping[str, tuple[nn.Module, Site]]) -> None:
-        """Attach D; rank, seed and ``train_a`` do not concern it."""
-        for module, _ in layers.values():
-            self._layers[type(module)].adopt_(module)
+    layers = MappingProxyType(
+        {nn.Conv1d: SPPaRAConv1d, nn.Conv2d: SPPaRAConv2d, nn.Linear: SPPaRALinear}
+    )

@@ -1,6 +1,7 @@
 """What trains after attaching, what is frozen, what is refused, and that models share nothing."""
 
 import copy
+import pickle
 
 import numpy as np
 import pytest
@@ -110,6 +111,16 @@ def test_two_models_share_nothing(net, pictures):
     steps(left, pictures)
     assert torch.equal(right(pictures), expected)
     assert not torch.equal(left(pictures), expected)
+
+
+@pytest.mark.parametrize("kind", ["splora", "sppara", "splopa"])
+def test_an_adapted_model_can_be_pickled(net, pictures, kind):
+    steps(attach(net, kind=kind, rank=2, head="head", train_a=True, unadapted="freeze"), pictures)
+    again = pickle.loads(pickle.dumps(net))
+    assert [type(module) for module in again.modules()] == [type(m) for m in net.modules()]
+    assert trains(again) == trains(net)
+    assert torch.equal(again(pictures), net(pictures))
+    assert torch.equal(steps(again, pictures)(pictures), steps(net, pictures)(pictures))
 
 
 def test_merged_model_is_plain_equal_and_independent(net, pictures):
