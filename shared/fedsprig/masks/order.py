@@ -52,15 +52,17 @@ class Order:
 
     First, always, every group's ``least`` best units. Then *chunks* of ``step`` units of one group,
     the best chunk (mean normalised score) of all groups first. Ties go to the earlier group of the
-    plan, then to the earlier unit.
+    plan, then to the earlier unit. Scores that are comparable as they are need no normalising.
 
     Attributes:
         least: int64 ``[groups]``, units of the empty prefix.
         chunks: number of chunks; a prefix holds 0 to ``chunks`` of them.
     """
 
-    def __init__(self, scores: ScoreSet, plan: GroupPlan, rules: Rules) -> None:
-        normalised = scores.normalised().groups
+    def __init__(
+        self, scores: ScoreSet, plan: GroupPlan, rules: Rules, *, normalise: bool = True
+    ) -> None:
+        comparable = (scores.normalised() if normalise else scores).groups
         self._groups = plan.groups
         self._ranked: list[Ints] = []
         self.least: Ints = np.array([rules.least(group) for group in plan.groups], np.int64)
@@ -68,7 +70,7 @@ class Order:
         sizes: list[Ints] = []
         values: list[NDArray[np.float64]] = []
         for number, group in enumerate(plan.groups):
-            score = normalised[group.name].astype(np.float64)
+            score = comparable[group.name].astype(np.float64)
             ranked = np.argsort(-score, kind="stable")
             self._ranked.append(ranked)
             starts = np.arange(int(self.least[number]), group.units, rules.step(group))

@@ -44,6 +44,7 @@ def solve(
     protect: Collection[str] = (),
     peak_bytes: Callable[[Mask], int] | None = None,
     latency_ms: Callable[[Mask], float] | None = None,
+    normalise: bool = True,
 ) -> Mask:
     """Keep the best-scored units that fit into all limits of a budget at once.
 
@@ -68,6 +69,7 @@ def solve(
         peak_bytes: measures a mask, as :func:`fedsprig.masks.peak_of`; needed where the budget
             limits it.
         latency_ms: measures a mask in milliseconds; needed where the budget limits it.
+        normalise: divide scores as said; else they are compared over all groups as they are.
 
     Raises:
         InfeasibleBudgetError: even the smallest mask that the rules allow breaks a limit; says
@@ -77,7 +79,7 @@ def solve(
     """
     rules = _checked_rules(plan, floor, round_to, protect)
     scores.check(plan)
-    order = Order(scores, plan, rules)
+    order = Order(scores, plan, rules, normalise=normalise)
     exact = list(_exact_limits(budget, plan, order))
     measured = list(_measured_limits(budget, order, peak_bytes, latency_ms))
     _check_feasible([*exact, *measured], rules, plan)

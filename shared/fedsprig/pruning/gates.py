@@ -8,7 +8,7 @@ network computes with what a function makes of them.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from torch.func import functional_call
 from fedsprig.errors import PlanError
 from fedsprig.graph.plan import Group, GroupPlan
 
+Where = Literal["produced", "consumed"]
 Transform = Callable[[dict[str, Tensor]], Mapping[str, Tensor]]
 """From a network's parameters by name to those that it computes with."""
 
@@ -45,19 +46,29 @@ class Reparametrised(nn.Module):
 
 
 def gated(
-    parameters: Mapping[str, Tensor], plan: GroupPlan, gates: Mapping[str, Tensor]
+    parameters: Mapping[str, Tensor],
+    plan: GroupPlan,
+    gates: Mapping[str, Tensor],
+    *,
+    where: Where = "produced",
 ) -> dict[str, Tensor]:
     """Parameters in which every unit is multiplied by its gate.
 
-    A gate meets a unit wherever it is produced: on weights and biases, and on the scale and shift
+    Where it is produced, a gate meets a unit on weights and biases, and on the scale and shift
     of its normalisation (without which training would undo the gate, and a closed unit would still
     say its shift). Gates of 0 and 1 give what :func:`fedsprig.graph.apply_mask` computes, as long
     as nonlinearities leave zero at zero.
+
+    Where it is consumed, a gate meets the weights that read the unit. Gates of 0 and 1 give the
+    same then, whatever the nonlinearities; and a gate at 0 still gets a gradient, what the network
+    would gain by opening it, while a unit that is not produced ends at the kink of a ReLU, which
+    passes none.
 
     Args:
         parameters: by name, at full width; left as they are.
         plan: their groups.
         gates: group name -> float ``[units]``; groups without gates stay as they are.
+        where: what the gates multiply.
 
     Returns:
         The same names; gradients flow to parameters and gates.
@@ -73,7 +84,7 @@ def gated(
             raise PlanError(
                 f"the gates of group {name} have shape {list(gate.shape)}: give [{group.units}]"
             )
-        for tensor, axis, positions in _places(plan, group):
+        for tensor, axis, positions in _places(plan, group, where):
             value = found.get(tensor)
             if value is None or axis >= value.ndim:
                 raise PlanError(f"the parameters do not fit the plan: no {tensor} of axis {axis}")
@@ -88,10 +99,10 @@ def gated(
     return found
 
 
-def _places(plan: GroupPlan, group: Group) -> list[tuple[str, int, Tensor]]:
-    """Where a group's units are produced: parameter, axis, int64 positions ``[units, k]``."""
+def _places(plan: GroupPlan, group: Group, where: Where) -> list[tuple[str, int, Tensor]]:
+    """Where a group's units are made or read: parameter, axis, int64 positions ``[units, k]``."""
     return [
         (item.tensor, item.axis, torch.from_numpy(item.positions.astype("int64")))
         for item in group.axes
-        if item.role != "in" and item.tensor not in plan.buffers
+        if (item.role == "in") == (where == "consumed") and item.tensor not in plan.buffers
     ]

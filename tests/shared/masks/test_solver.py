@@ -36,9 +36,10 @@ def slow_costs(plan, mask):
     }
 
 
-def slow_solve(scores, plan, budget, *, floor, round_to, protect):
+def slow_solve(scores, plan, budget, *, floor, round_to, protect, normalise):
     """Add one chunk after another, the best first; stop before the first that breaks a limit."""
-    scores = scores.normalised()
+    if normalise:
+        scores = scores.normalised()
     groups, chunks = {}, []
     for number, group in enumerate(plan.groups):
         owned = math.gcd(
@@ -91,6 +92,7 @@ def cases(draw, chain_plan):
         "floor": draw(st.sampled_from([0.0, 0.05, 0.1, 0.3, 0.7, 1.0])),
         "round_to": draw(st.sampled_from([1, 2, 4])),
         "protect": draw(st.lists(st.sampled_from([*names, "heads"]), max_size=2)),
+        "normalise": draw(st.booleans()),
     }
     return plan, scores, options
 

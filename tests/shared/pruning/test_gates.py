@@ -1,6 +1,7 @@
 """Gates of 0 and 1 are a mask; gates between them are learnt; statistics follow as ever."""
 
 import copy
+from functools import partial
 
 import numpy as np
 import pytest
@@ -44,18 +45,34 @@ def gates_of(mask):
     return {name: torch.from_numpy(units.astype("float32")) for name, units in mask.groups.items()}
 
 
+@pytest.mark.parametrize("where", ["produced", "consumed"])
 @pytest.mark.parametrize("keep", [0.1, 0.6])
-def test_gates_of_zero_and_one_are_the_mask(found, keep):
+def test_gates_of_zero_and_one_are_the_mask(found, keep, where):
     model, plan, pictures = found
     mask = Mask.random(plan, keep, np.random.default_rng(3))
     gates = gates_of(mask)
-    network = Reparametrised(model, lambda parameters: gated(parameters, plan, gates))
+    network = Reparametrised(model, lambda parameters: gated(parameters, plan, gates, where=where))
     with torch.no_grad():
         expected, whole = apply_mask(model, plan, mask)(pictures), model(pictures)
         outputs = network(pictures)
     scale = float(expected.abs().max())
     assert float((outputs - expected).abs().max()) <= 1e-5 * scale
     assert float((outputs - whole).abs().max()) > 1e-3 * scale
+
+
+def test_a_closed_gate_still_learns_where_the_unit_is_consumed(found):
+    """Its gradient is what the loss would change by if it opened; a ReLU passes none elsewhere."""
+    model, plan, pictures = found
+    group = plan.groups[0]
+    kinked = not isinstance(model, SprigViT)  # its GELU is not
+    for where in ("produced", "consumed"):
+        gate = torch.ones(group.units)
+        gate[0] = 0
+        gate.requires_grad_(True)
+        transform = partial(gated, plan=plan, gates={group.name: gate}, where=where)
+        loss = F.cross_entropy(Reparametrised(model, transform)(pictures), torch.arange(4) % 3)
+        loss.backward()
+        assert bool(gate.grad[0] != 0) == (where == "consumed" or not kinked)
 
 
 def test_every_gate_is_learnt(found):
