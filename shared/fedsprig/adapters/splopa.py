@@ -244,11 +244,6 @@ class SPLoPA:
         (p, q), rank = self.block, self.prototype_rank
         return self._uniform(seed, "p", p, 1 / p), self._uniform(seed, "q", q, 1 / (q * rank))
 
-    def parameters(self, masks: BlockMask, *, train_prototypes: bool = False) -> int:
-        """Trained parameters of all layers that a mask names: ``d |M|`` and ``d rho (p + q)``."""
-        shared = self.prototypes * self.prototype_rank * sum(self.block)
-        return self.prototypes * masks.kept() + train_prototypes * shared
-
     def _uniform(self, seed: int, name: str, length: int, variance: float) -> Tensor:
         generator = torch.Generator().manual_seed(derive_seed(seed, "prototypes", name))
         drawn = torch.rand(self.prototypes, length, self.prototype_rank, generator=generator)

@@ -130,26 +130,6 @@ class BlockLayout:
             start += down * across
         return views
 
-    def check(self, expected: BlockLayout, what: str) -> None:
-        """Refuse a layout other than ``expected``.
-
-        Raises:
-            PlanError: names the block's shape, or the first weight that differs.
-        """
-        if self.block != expected.block:
-            raise PlanError(
-                f"{what} has blocks {_size(self.block)}, {_size(expected.block)} are expected: "
-                f"use the block shape that {what} was made with"
-            )
-        for row in sorted({*self.layers} ^ {*expected.layers}):
-            name = row[0]
-            own = next((f"[{o}, {i}]" for n, o, i in self.layers if n == name), "nothing")
-            other = next((f"[{o}, {i}]" for n, o, i in expected.layers if n == name), "nothing")
-            raise PlanError(
-                f"{what} has {own} for {name}, {other} is expected: use the weights that {what} "
-                "was made with"
-            )
-
 
 def _size(shape: tuple[int, ...] | None) -> str:
     return "none" if shape is None else "x".join(map(str, shape))

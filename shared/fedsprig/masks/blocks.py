@@ -15,8 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsprig.artifacts.container import Limits, pack, unpack
-from fedsprig.artifacts.digest import digest
-from fedsprig.errors import ArtifactError, BudgetError, PlanError, TruncatedArtifactError
+from fedsprig.errors import ArtifactError, PlanError, TruncatedArtifactError
 from fedsprig.masks.block_layout import BlockLayout, Shape
 
 Bools = NDArray[np.bool_]
@@ -58,53 +57,10 @@ class BlockMask:
         """Keep everything."""
         return cls(layout.split(np.ones(layout.blocks, np.bool_)), layout)
 
-    @classmethod
-    def random(cls, layout: BlockLayout, keep: float, rng: np.random.Generator) -> BlockMask:
-        """Keep about ``keep`` of every weight's blocks, drawn evenly, and at least one.
-
-        Raises:
-            BudgetError: ``keep`` is no ratio.
-        """
-        if not 0 <= keep <= 1:
-            raise BudgetError(f"a keep ratio lies between 0 and 1, not at {keep}")
-        flat = np.zeros(layout.blocks, np.bool_)
-        for blocks in layout.split(flat).values():
-            count = max(1, round(keep * blocks.size))
-            blocks.ravel()[rng.permutation(blocks.size)[:count]] = True
-        return cls(layout.split(flat), layout)
-
     @property
     def block(self) -> Shape:
         """``(p, q)``: outputs and inputs of a whole block."""
         return self.layout.block
-
-    @property
-    def bits(self) -> int:
-        """What the mask itself costs: one bit a block."""
-        return int(self.flat.size)
-
-    @property
-    def weights(self) -> int:
-        """Kept weights; a block that the edge of its matrix crops counts with what is left."""
-        return sum(
-            int(self.layout.weights(name)[blocks].sum()) for name, blocks in self.layers.items()
-        )
-
-    @property
-    def block_ratio(self) -> float:
-        """Kept blocks / all blocks."""
-        return float(np.count_nonzero(self.flat)) / max(1, self.flat.size)
-
-    def kept(self, name: str | None = None) -> int:
-        """How many blocks stay, of one weight or of all.
-
-        Raises:
-            PlanError: no such weight.
-        """
-        if name is None:
-            return int(np.count_nonzero(self.flat))
-        self.layout.grid(name)
-        return int(np.count_nonzero(self.layers[name]))
 
     def elements(self, name: str) -> Bools:
         """One bool per weight, ``[out, in]``."""
@@ -136,21 +92,6 @@ class BlockMask:
             if not self.layers[name].any():
                 raise PlanError(f"the block mask drops all of {name}: keep at least one block")
 
-    def is_subset_of(self, other: BlockMask) -> bool:
-        """Whether ``other`` keeps all that this mask keeps."""
-        self.layout.check(other.layout, "the block mask")
-        return not bool(np.any(self.flat & ~other.flat))
-
-    def __and__(self, other: BlockMask) -> BlockMask:
-        """What both keep; weights may end empty (see :meth:`check`)."""
-        self.layout.check(other.layout, "the block mask")
-        return BlockMask(self.layout.split(self.flat & other.flat), self.layout)
-
-    def __or__(self, other: BlockMask) -> BlockMask:
-        """What either keeps."""
-        self.layout.check(other.layout, "the block mask")
-        return BlockMask(self.layout.split(self.flat | other.flat), self.layout)
-
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, BlockMask):
             return NotImplemented
@@ -158,11 +99,6 @@ class BlockMask:
 
     def __hash__(self) -> int:
         return hash((self.layout, self.flat.tobytes()))
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 (hex) of :meth:`to_bytes`."""
-        return digest(self.to_bytes())
 
     def to_bytes(self) -> bytes:
         """One safetensors artefact with one bit per block; equal masks give equal bytes.

@@ -12,7 +12,7 @@ from fedsprig.adapters.block_linear import BlockLinear, use_blocks_
 from fedsprig.adapters.splopa import SPLoPA
 from fedsprig.errors import AdapterError, PlanError
 from fedsprig.masks.block_layers import blocks_of
-from fedsprig.masks.blocks import BlockMask
+from fedsprig.masks.block_scores import BlockScores, solve_blocks
 
 
 class Net(nn.Module):
@@ -32,8 +32,10 @@ class Net(nn.Module):
 
 @pytest.fixture
 def masks():
-    layout = blocks_of(Net(), head="head")
-    return BlockMask.random(layout, 0.04, np.random.default_rng(0))
+    layout, rng = blocks_of(Net(), head="head"), np.random.default_rng(0)
+    return solve_blocks(
+        BlockScores(layout.split(rng.random(layout.blocks)), layout), 0.04, scope="layer"
+    )
 
 
 @pytest.fixture
@@ -63,7 +65,7 @@ def test_block_layers_compute_what_the_merged_layers_did(merged, masks):
     with torch.no_grad():
         torch.testing.assert_close(merged(x), expected)
         torch.testing.assert_close(merged(x[:1, :, :1, :1]), expected[:1, :1])
-    kept = masks.kept("inner.0.weight")
+    kept = int(masks.layers["inner.0.weight"].sum())
     assert layer.blocks.numel() == kept * 32 * 32 < weight.numel() / 10
     assert report == (
         "conv.weight: dense, only linear layers inside a model are multiplied sparse",

@@ -30,8 +30,12 @@ def noise(*shape, seed=0, dtype=torch.float64):
 
 
 def random_mask(shapes, block, keep=0.5, seed=0):
-    layout = BlockLayout.of(shapes, block)
-    return BlockMask.random(layout, keep, np.random.default_rng(seed))
+    """About ``keep`` of every weight's blocks, and at least one."""
+    layout, rng = BlockLayout.of(shapes, block), np.random.default_rng(seed)
+    flat = np.zeros(layout.blocks, bool)
+    for blocks in layout.split(flat).values():
+        blocks.ravel()[rng.permutation(blocks.size)[: max(1, round(keep * blocks.size))]] = True
+    return BlockMask(layout.split(flat), layout)
 
 
 def trained(model, kind, **options):
@@ -355,7 +359,7 @@ def test_pruned_blocks_stay_absent_while_training(optimiser, train_a):
             assert torch.equal(weight[pruned], torch.zeros(int(pruned.sum())))
             assert not torch.equal(weight[~pruned], old.merged_weight()[~pruned])
         assert torch.equal(layer.weight, old.weight)
-        assert layer.adapter_blocks.shape == (4, masks.kept(f"{number}.weight"))
+        assert layer.adapter_blocks.shape == (4, masks.layers[f"{number}.weight"].sum())
         assert torch.equal(layer.adapter_p, old.adapter_p) == (not train_a)
 
 
@@ -370,8 +374,7 @@ def test_what_trains_and_how_many(net):
         shared = {"conv2.adapter_p", "conv2.adapter_q"} if train_a else set()
         assert names == {"conv2.adapter_blocks", "fc.adapter_blocks"} | shared
         count = sum(model.get_parameter(name).numel() for name in names)
-        assert count == kind.parameters(masks, train_prototypes=train_a)
-        assert count == 3 * masks.kept() + (3 * 2 * (2 + 2) if train_a else 0)
+        assert count == 3 * masks.flat.sum() + (3 * 2 * (2 + 2) if train_a else 0)
         assert attach_report(model) == ("conv1.weight", "depthwise.weight")
 
 
@@ -678,7 +681,7 @@ def test_which_layers_fit():
 def test_layers_that_the_mask_does_not_name_stay_whole():
     masks = random_mask({"0.weight": (8, 5)}, (2, 3), 0.5)
     model = attach(chain(), kind=SPLoPA((2, 3), 3, masks=masks), head="")
-    assert model[0].adapter_blocks.shape[1] == masks.kept()
+    assert model[0].adapter_blocks.shape[1] == masks.flat.sum()
     assert model[2].adapter_blocks.shape[1] == 4 * 3
 
 
