@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,7 @@ from fedsprig.graph.plan import GroupPlan
 from fedsprig.masks import Mask, PlanCosts
 from fedsprig.masks.costs import BYTES_PER_PARAMETER
 from fedsprig.masks.order import Rules
+from fedsprig.masks.weights import WeightMask
 from fedsprig.pruning.target import Target
 
 
@@ -87,14 +88,23 @@ class Job:
                 "the target is in milliseconds: pass latency_ms=, a function that measures a mask"
             )
 
-    def size(self, mask: Mask) -> float:
-        """What the target limits, of a mask's sub-network; bytes under the accuracy policy."""
+    def size(self, mask: Mask, weight_mask: WeightMask | None = None) -> float:
+        """What the target limits, of a mask's sub-network; bytes under the accuracy policy.
+
+        Args:
+            mask: units that stay.
+            weight_mask: single weights that are zero: they take a bit each to store, and no fewer
+                multiply-accumulates.
+        """
         if self.target.unit == "ms" and self.latency_ms is not None:
             return self.latency_ms(mask)
         kept = self._costs.kept(mask)
         if self.target.unit == "macs":
             return self._costs.macs(kept)
-        return BYTES_PER_PARAMETER * self._costs.parameters(kept)
+        parameters = self._costs.parameters(kept)
+        if weight_mask is not None:
+            return weight_mask.stored_bytes(parameters)
+        return BYTES_PER_PARAMETER * parameters
 
     def check_feasible(self, floor: float, protect: Collection[str] = ()) -> None:
         """Refuse a hard limit that even the smallest mask breaks.
@@ -123,7 +133,7 @@ class Job:
                 "a smaller base model"
             )
 
-    def digest(self, settings: Mapping[str, Any]) -> str:
+    def digest(self, settings: object) -> str:
         """A SHA-256 (hex) that differs for another network, pictures, target, seed or settings."""
         parts = [
             state_digest({n: v.detach().cpu() for n, v in self.model.state_dict().items()}),

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -14,7 +15,11 @@ from fedsprig.artifacts.container import Array, pack
 from fedsprig.graph import materialize
 from fedsprig.graph.plan import GroupPlan
 from fedsprig.masks import Mask, ScoreSet
+from fedsprig.masks.weights import WeightMask
 from fedsprig.pruning.job import Job
+
+_WEIGHT_MASK: Final = "weight_mask"
+_STATE: Final = "state:"
 
 Progress = Callable[[str, int, int], None]
 """Told of the stage (``"round 3"``), the steps done in it and all its steps."""
@@ -36,6 +41,8 @@ class Product:
         masks: nested masks by label: ``"target"`` is ``mask``, ``"macs-50"`` keeps at most 50 % of
             the whole network's multiply-accumulates. Budgets that cannot be met are left out.
         weights: the trained small network, by state name.
+        weight_mask: single weights that are zero in it; ``None`` where whole units alone went.
+        state: what else a method keeps with an entry, by name.
         metrics: finite figures by name.
         settings: the settings that made it and what happened in every round, as plain JSON data.
     """
@@ -47,6 +54,8 @@ class Product:
     weights: Mapping[str, Array]
     metrics: Mapping[str, float]
     settings: Mapping[str, Any]
+    weight_mask: WeightMask | None = None
+    state: Mapping[str, Array] = field(default_factory=dict)
 
     def network(self, model: nn.Module, plan: GroupPlan) -> nn.Module:
         """The pruned network, in evaluation mode.
@@ -60,8 +69,15 @@ class Product:
         return small.eval()
 
     def weights_bytes(self) -> bytes:
-        """The trained weights as one safetensors artefact; equal weights give equal bytes."""
-        return pack(self.weights, {"kind": "pruned weights", "mask": self.mask.digest})
+        """The trained weights as one safetensors artefact; equal weights give equal bytes.
+
+        Beside the weights by their state names: ``weight_mask``, the mask's bytes, and ``state:``
+        and a name, what else the method keeps.
+        """
+        arrays = dict(self.weights) | {_STATE + name: a for name, a in self.state.items()}
+        if self.weight_mask is not None:
+            arrays[_WEIGHT_MASK] = np.frombuffer(self.weight_mask.to_bytes(), np.uint8)
+        return pack(arrays, {"kind": "pruned weights", "mask": self.mask.digest})
 
 
 class Pruner(Protocol):

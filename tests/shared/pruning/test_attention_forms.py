@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from fedsprig.errors import ScoreError
-from fedsprig.pruning.attention import attention
+from fedsprig.pruning.aap.attention import attention
 
 
 @pytest.mark.parametrize("power", [1.0, 2.0])

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedsprig.pruning.controller import Accepted, Controller
+from fedsprig.pruning.aap.controller import Accepted, Controller
 
 
 def test_it_rises_rolls_back_halves_and_gives_up():
@@ -28,6 +28,19 @@ def test_it_rises_rolls_back_halves_and_gives_up():
     assert after.accepted[-1] == Accepted(5, 4.0, 0.5)
     lower = retry.reject()
     assert (lower.threshold, lower.step) == (2, 2)  # from the whole network, with half its step
+
+
+def test_a_round_that_was_held_back_keeps_its_pace_and_halves_what_it_tried():
+    second = Controller(4.0).accept().accept()  # to 8, from 4
+    held = second.bounded(5.0)
+    assert (held.threshold, held.step) == (5, 1)
+    assert (held.accept().threshold, held.accept().step) == (9, 4)
+    assert held.accept().accepted[-1] == Accepted(2, 5.0, 4.0)
+    assert (held.reject().threshold, held.reject().step) == (4.5, 0.5)
+    assert held.reject().accept().step == 0.5
+    assert held.bounded(4.5).accept().step == 4
+    assert second.bounded(3.0).step == 4  # below where it came from: no step to speak of
+    assert Controller.from_json(json.loads(json.dumps(held.to_json()))) == held
 
 
 def test_it_stops_where_nothing_is_left():

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from fedsprig.graph import AxisMap, Group, GroupPlan, Tap
-from fedsprig.pruning.thresholds import (
+from fedsprig.pruning.aap.thresholds import (
     crossing,
     dropped_at,
     falling_thresholds,

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from fedsprig.artifacts.container import Array
 from fedsprig.graph.plan import GroupPlan
 from fedsprig.masks import Mask, ScoreSet
-from fedsprig.pruning.attention import Strengths
+from fedsprig.pruning.aap.attention import Strengths
 
 _STRENGTH, _ROUND = "strength:", "dropped:"
 

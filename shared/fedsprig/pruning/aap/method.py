@@ -3,10 +3,11 @@
 Zhao, Jain and Zhao 2022, "Adaptive Activation-based Structured Pruning", arXiv 2201.10520,
 Algorithm 1 (later "Automatic Attention Pruning", AISTATS 2023, arXiv 2303.08595). Written from the
 algorithm's description alone. What is ours: groups in place of single layers
-(:mod:`fedsprig.pruning.thresholds`); networks that are physically small after every round, so that
-a dropped unit cannot come back; a floor under every group; a stop rule; and hard limits that hold:
-a network's size is known before it is trained, so a round that would cross the limit is replaced at
-once by the one that just meets it, where the published search ends beside it.
+(:mod:`fedsprig.pruning.aap.thresholds`); networks that are physically small after every round, so
+that a dropped unit cannot come back; a floor under every group, and a bound to what one round
+takes; a stop rule; and hard limits that hold: a network's size is known before it is trained, so a
+round that would cross the limit is replaced at once by the one that just meets it, where the
+published search ends beside it.
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from fedsprig.errors import BudgetError, TrainingError
-from fedsprig.pruning.aap_run import Run
-from fedsprig.pruning.attention import Form
+from fedsprig.pruning.aap.attention import Form
+from fedsprig.pruning.aap.run import Run
+from fedsprig.pruning.aap.thresholds import Weighting
 from fedsprig.pruning.job import Job
 from fedsprig.pruning.journal import Journal
 from fedsprig.pruning.product import Product, Progress, silent
 from fedsprig.pruning.rewinding import part
-from fedsprig.pruning.thresholds import Weighting
 from fedsprig.training import TrainConfig
 
 Rewind = Literal["rate", "weights"]
@@ -40,6 +41,7 @@ class AAP:
             takes ``"macs"`` for the latency policy and ``"parameters"`` for the others.
         step: the first step of the threshold; ``None`` for the one that drops ``first_share``.
         first_share: about the share of units that the first round drops.
+        most_share: about the share of what is left that one round takes at most.
         rounds: rounds after the first at most (the paper: 100); a hard limit is met in the last.
         training: of the whole network (T epochs).
         train_first: whether the whole network is trained before it is pruned; else it is taken as
@@ -64,6 +66,7 @@ class AAP:
     weighting: Weighting | None = None
     step: float | None = None
     first_share: float = 0.05
+    most_share: float = 0.2
     rounds: int = 20
     training: TrainConfig = field(
         default_factory=lambda: TrainConfig(epochs=8, batch_size=64, learning_rate=0.02)
@@ -79,8 +82,10 @@ class AAP:
     def __post_init__(self) -> None:
         if self.rounds < 1 or self.patience < 1 or self.score_pictures < 1:
             raise BudgetError("rounds, patience and score_pictures are 1 or more")
-        if not 0 < self.first_share < 1 or (self.step is not None and not self.step > 0):
-            raise BudgetError("first_share lies between 0 and 1, and a step is above 0")
+        if not (0 < self.first_share < 1 and 0 < self.most_share <= 1):
+            raise BudgetError("first_share and most_share are shares above 0")
+        if self.step is not None and not self.step > 0:
+            raise BudgetError(f"a step is above 0, not {self.step}")
         if not self.power > 0:
             raise BudgetError(f"the power is above 0, not {self.power}")
         for name, kinds in (("form", Form), ("weighting", Weighting), ("rewind", Rewind)):

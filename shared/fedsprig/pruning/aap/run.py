@@ -1,9 +1,8 @@
-"""One run of adaptive activation-based pruning, round by round; settings: :mod:`.aap`."""
+"""One run of adaptive activation-based pruning, round by round; settings: :mod:`.method`."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -11,39 +10,40 @@ import torch
 
 from fedsprig.errors import InfeasibleBudgetError
 from fedsprig.graph import materialize, shrink_plan
-from fedsprig.masks import Mask, plan_macs, plan_parameters
-from fedsprig.pruning.attention import Strengths, attention
-from fedsprig.pruning.controller import Controller
-from fedsprig.pruning.history import History
-from fedsprig.pruning.job import Job, least_units
-from fedsprig.pruning.journal import Journal
-from fedsprig.pruning.nesting import lifted, nested_masks
-from fedsprig.pruning.network import (
-    Stage,
-    accuracy,
-    some_pictures,
-    train,
-    trainable,
-    weights_of,
-    whole,
-)
-from fedsprig.pruning.product import Product, Progress
-from fedsprig.pruning.rewinding import part
-from fedsprig.pruning.thresholds import (
+from fedsprig.masks import Mask
+from fedsprig.pruning.aap.attention import Strengths, attention
+from fedsprig.pruning.aap.controller import Controller
+from fedsprig.pruning.aap.history import History
+from fedsprig.pruning.aap.thresholds import (
     Bools,
     Weighting,
     crossing,
+    crossing_threshold,
     dropped_at,
     falling_thresholds,
     layer_count,
     next_fall,
     share_threshold,
 )
+from fedsprig.pruning.finish import figures, finished
+from fedsprig.pruning.job import Job, least_units
+from fedsprig.pruning.journal import Journal
+from fedsprig.pruning.nesting import lifted
+from fedsprig.pruning.network import (
+    Stage,
+    accuracy,
+    some_pictures,
+    train,
+    trainable,
+    whole,
+)
+from fedsprig.pruning.product import Product, Progress
+from fedsprig.pruning.rewinding import part
 from fedsprig.seeds import derive_seed
 from fedsprig.training import TrainConfig
 
 if TYPE_CHECKING:
-    from fedsprig.pruning.aap import AAP
+    from fedsprig.pruning.aap.method import AAP
 
 SMALLEST_STEP: Final = 1 / 64
 """The search ends when the step is below this part of the first one."""
@@ -82,16 +82,17 @@ class Run:
         inner = Mask({name: ~gone for name, gone in drop.items()})
         mask = lifted(stage.mask, inner)
         if mask.digest in state["rejected"] and not controller.retry:
-            self._judge(controller, None, history, {**self._figures(mask), "trained": False}, last)
+            again = {**figures(self._job, mask), "trained": False}
+            self._judge(controller, None, history, again, last)
             return
         cut = self._retrained(stage, inner, mask, controller.round)
-        figures = {
-            **self._figures(mask),
+        found = {
+            **figures(self._job, mask),
             "accuracy": accuracy(cut, self._job),
             "trained": True,
         }
         history = history.after(stage.mask, mask, strengths, controller.round)
-        self._judge(controller, cut, history, figures, last)
+        self._judge(controller, cut, history, found, last)
 
     def product(self) -> Product:
         """What the run found."""
@@ -99,28 +100,20 @@ class Run:
         arrays = self._journal.network(f"round-{state['best']}")
         stage, history = Stage.restored(job, arrays), History.restored(arrays)
         scores = history.scores(stage.mask, self._strengths(stage))
-        full = self._figures(Mask.full(job.plan))
         best = next(item for item in state["rounds"] if item["round"] == state["best"])
-        return Product(
-            method=self._method.name,
-            scores=scores,
-            mask=stage.mask,
-            masks=nested_masks(scores, job.plan, stage.mask, floor=self._method.floor),
-            weights=weights_of(stage.network),
+        return finished(
+            self._method.name,
+            job,
+            stage,
+            scores,
+            floor=self._method.floor,
             metrics={
-                "accuracy_whole": float(state["reference"]),
-                "accuracy": float(best["accuracy"]),
-                "parameters": float(best["parameters"]),
-                "macs": float(best["macs"]),
-                "parameters_ratio": best["parameters"] / full["parameters"],
-                "macs_ratio": best["macs"] / full["macs"],
-                "size": float(best["size"]),
-                "rounds": float(len(state["rounds"])),
+                "accuracy_whole": state["reference"],
+                "accuracy": best["accuracy"],
+                "rounds": len(state["rounds"]),
             },
             settings={
                 **self._settings,
-                "target": asdict(job.target),
-                "seed": job.seed,
                 "rounds_done": state["rounds"],
                 "ended": state["ended"],
             },
@@ -144,8 +137,8 @@ class Run:
         falls = falling_thresholds(strengths, job.plan, self._weighting, scale)
         step = method.step or share_threshold(falls, self._least, method.first_share)
         reference = accuracy(stage, job)
-        figures = {**self._figures(stage.mask), "accuracy": reference, "trained": True}
-        fits = job.target.budget is not None and figures["size"] <= job.target.amount
+        found = {**figures(job, stage.mask), "accuracy": reference, "trained": True}
+        fits = job.target.budget is not None and found["size"] <= job.target.amount
         state = {
             "controller": Controller(step).accept().to_json(),
             "first_step": step,
@@ -155,7 +148,7 @@ class Run:
             "best": 0,
             "rejected": [],
             "still": 0,
-            "rounds": [{"round": 0, "threshold": 0.0, "step": step, "accepted": True, **figures}],
+            "rounds": [{"round": 0, "threshold": 0.0, "step": step, "accepted": True, **found}],
             "ended": "the whole network meets the target" if fits else "",
         }
         added["round-0"] = stage.arrays() | History.empty(job.plan).arrays()
@@ -178,6 +171,7 @@ class Run:
             steps = math.ceil((following - controller.threshold) / controller.step)
             raised = controller.threshold + steps * controller.step
             controller = controller.at(max(following, raised))
+        controller = self._bounded(stage.mask, falls, controller)
         drop = dropped_at(falls, controller.threshold, self._least)
         if target.budget is None:
             nothing = following == math.inf and not controller.retry
@@ -195,6 +189,21 @@ class Run:
                     "target or lower floor"
                 )
         return controller, drop, last
+
+    def _bounded(self, mask: Mask, falls: Strengths, controller: Controller) -> Controller:
+        """The same round at the threshold that takes about ``most_share``, where it takes more.
+
+        Attentions lie close together: where one step drops a few units, two may drop most of a
+        network.
+        """
+        allowed = (1 - self._method.most_share) * self._job.size(mask)
+
+        def much(gone: dict[str, Bools]) -> bool:
+            return self._size(mask, gone) <= allowed
+
+        if not much(dropped_at(falls, controller.threshold, self._least)):
+            return controller
+        return controller.bounded(crossing_threshold(falls, self._least, much))
 
     def _filled(self, mask: Mask, falls: Strengths, drop: dict[str, Bools]) -> dict[str, Bools]:
         """Take back what still fits, strongest first; not where every size is a measurement."""
@@ -216,7 +225,7 @@ class Run:
         controller: Controller,
         cut: Stage | None,
         history: History,
-        figures: dict[str, Any],
+        found: dict[str, Any],
         last: bool,
     ) -> None:
         """Accept or reject, and commit."""
@@ -224,28 +233,28 @@ class Run:
         target = self._job.target
         held = cut is not None and (
             target.budget is not None
-            or state["reference"] - figures["accuracy"] <= target.amount + _ROUNDING
+            or state["reference"] - found["accuracy"] <= target.amount + _ROUNDING
         )
         line = {
             "round": number,
             "threshold": controller.threshold,
             "step": controller.step,
             "accepted": held,
-            **figures,
+            **found,
         }
         added = {}
         if held and cut is not None:
             added[f"round-{number}"] = cut.arrays() | history.arrays()
             following: Controller | None = controller.accept()
             before = self._line(state["base"])["size"]
-            little = abs(before - figures["size"]) < LITTLE * state["rounds"][0]["size"]
+            little = abs(before - found["size"]) < LITTLE * state["rounds"][0]["size"]
             state["still"] = state["still"] + 1 if little else 0
             state["base"], state["rejected"] = number, []
             if target.budget is not None or _rank(line) < _rank(self._line(state["best"])):
                 state["best"] = number
         else:
             following = controller.reject()
-            state["rejected"].append(figures["mask"])
+            state["rejected"].append(found["mask"])
             if following is not None:
                 # A round that is given up is still what its own retry begins with.
                 base = controller.accepted[-1].round
@@ -310,15 +319,6 @@ class Run:
 
     def _size(self, mask: Mask, drop: dict[str, Bools]) -> float:
         return self._job.size(lifted(mask, Mask({name: ~gone for name, gone in drop.items()})))
-
-    def _figures(self, mask: Mask) -> dict[str, Any]:
-        plan = self._job.plan
-        return {
-            "mask": mask.digest,
-            "parameters": plan_parameters(plan, mask),
-            "macs": plan_macs(plan, mask),
-            "size": self._job.size(mask),
-        }
 
     def _line(self, number: int) -> dict[str, Any]:
         found: dict[str, Any] = next(i for i in self.state["rounds"] if i["round"] == number)

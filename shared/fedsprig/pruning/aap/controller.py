@@ -40,6 +40,8 @@ class Controller:
         accepted: rounds that one may roll back to, the last one first in line at the end.
         failures: rejected rounds since the last accepted one.
         retry: this round tries the threshold of a round that was given up.
+        pace: the step that goes on after this round, where the round itself was held to a smaller
+            one (:meth:`bounded`).
     """
 
     step: float
@@ -48,17 +50,25 @@ class Controller:
     accepted: tuple[Accepted, ...] = ()
     failures: int = 0
     retry: bool = False
+    pace: float | None = None
 
     def at(self, threshold: float) -> Controller:
         """The same round at another threshold."""
         return replace(self, threshold=threshold)
 
+    def bounded(self, threshold: float) -> Controller:
+        """The same round held to a lower threshold: rejected, it halves what was really tried."""
+        before = self.threshold - self.step
+        if threshold <= before:
+            return self.at(threshold)
+        pace = self.step if self.pace is None else self.pace
+        return replace(self, threshold=threshold, step=threshold - before, pace=pace)
+
     def accept(self) -> Controller:
         """The next round, after this one held the target."""
-        own = Accepted(self.round, self.threshold, self.step)
-        return Controller(
-            self.step, self.threshold + self.step, self.round + 1, (*self.accepted, own)
-        )
+        step = self.step if self.pace is None else self.pace
+        own = Accepted(self.round, self.threshold, step)
+        return Controller(step, self.threshold + step, self.round + 1, (*self.accepted, own))
 
     def reject(self) -> Controller | None:
         """The next round, after this one missed the target; ``None`` where nothing is left."""
@@ -71,6 +81,8 @@ class Controller:
                 self.step / 2, last.threshold, self.round + 1, self.accepted[:-1], retry=True
             )
         step = last.step / 2**failures
+        if not self.retry:
+            step = min(step, self.step / 2)
         return Controller(step, last.threshold + step, self.round + 1, self.accepted, failures)
 
     def to_json(self) -> dict[str, Any]:

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsprig.graph.plan import Group, GroupPlan
-from fedsprig.pruning.attention import Strengths
+from fedsprig.pruning.aap.attention import Strengths
 
 Weighting = Literal["parameters", "macs"]
 Bools = NDArray[np.bool_]
@@ -114,8 +114,8 @@ def share_threshold(falls: Strengths, least: Mapping[str, int], share: float) ->
     return float(values[min(values.size - 1, max(0, int(np.ceil(share * values.size)) - 1))])
 
 
-def crossing(falls: Strengths, least: Mapping[str, int], fits: Fits) -> dict[str, Bools]:
-    """The fewest units, in the order in which they fall, whose loss makes the network fit.
+def crossing_threshold(falls: Strengths, least: Mapping[str, int], fits: Fits) -> float:
+    """The least T whose drop makes the network fit; the largest there is where none does.
 
     Args:
         falls: from :func:`falling_thresholds`.
@@ -130,4 +130,9 @@ def crossing(falls: Strengths, least: Mapping[str, int], fits: Fits) -> dict[str
             high = middle
         else:
             low = middle
-    return dropped_at(falls, float(values[high]), least)
+    return float(values[high])
+
+
+def crossing(falls: Strengths, least: Mapping[str, int], fits: Fits) -> dict[str, Bools]:
+    """The fewest units, in the order in which they fall, whose loss makes the network fit."""
+    return dropped_at(falls, crossing_threshold(falls, least, fits), least)
