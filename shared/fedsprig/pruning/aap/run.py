@@ -21,6 +21,7 @@ from fedsprig.pruning.aap.thresholds import (
     crossing_threshold,
     dropped_at,
     falling_thresholds,
+    filled,
     layer_count,
     next_fall,
     share_threshold,
@@ -182,7 +183,9 @@ class Run:
 
         last = following == math.inf or controller.round >= method.rounds or fits(drop)
         if last:
-            drop = self._filled(stage.mask, falls, crossing(falls, self._least, fits))
+            drop = crossing(falls, self._least, fits)
+            if target.unit != "ms":  # there every size is a measurement
+                drop = filled(falls, drop, fits)
             if not fits(drop):
                 raise InfeasibleBudgetError(
                     f"no network of this run keeps {target.amount:,.6g} {target.unit}: raise the "
@@ -204,21 +207,6 @@ class Run:
         if not much(dropped_at(falls, controller.threshold, self._least)):
             return controller
         return controller.bounded(crossing_threshold(falls, self._least, much))
-
-    def _filled(self, mask: Mask, falls: Strengths, drop: dict[str, Bools]) -> dict[str, Bools]:
-        """Take back what still fits, strongest first; not where every size is a measurement."""
-        if self._job.target.unit == "ms":
-            return drop
-        gone = [
-            (float(falls[name][unit]), name, int(unit))
-            for name, units in drop.items()
-            for unit in np.flatnonzero(units)
-        ]
-        for _, name, unit in sorted(gone, key=lambda item: -item[0]):
-            drop[name][unit] = False
-            if self._size(mask, drop) > self._job.target.amount:
-                drop[name][unit] = True
-        return drop
 
     def _judge(
         self,
