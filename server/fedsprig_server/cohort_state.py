@@ -27,6 +27,7 @@ from fedsprig.adapters.factors import Trains
 from fedsprig.artifacts import pack, unpack
 from fedsprig.graph import KeptIndex, restrict
 from fedsprig.models import replace_head
+from fedsprig.models.head import is_of_head
 from fedsprig.subnetwork import AdapterConfig, attach_configured
 from fedsprig_server.aggregation import Contribution, aggregate
 from fedsprig_server.base import Base
@@ -138,7 +139,7 @@ class CohortState:
 
 def is_own(name: str, head: str) -> bool:
     """Whether a value belongs to one width alone."""
-    return is_statistic(name) or (bool(head) and name.startswith(f"{head}."))
+    return is_statistic(name) or is_of_head(name, head)
 
 
 def _average_own(

@@ -20,6 +20,7 @@ from fedsprig.errors import DigestMismatchError, MissingPartError
 from fedsprig.graph import GroupPlan, KeptIndex, kept_index, restrict
 from fedsprig.masks import Mask
 from fedsprig.models import build, describe
+from fedsprig.models.head import is_of_head
 from fedsprig.updates import decode_state, encode_state
 from fedsprig.wire import device_pb2 as pb
 from fedsprig.wire import parse
@@ -75,11 +76,6 @@ class BaseWeights:
 def belongs_to_base(name: str, head: str) -> bool:
     """Whether a state name is of what tasks share: no classifier, no counter of batches."""
     return not name.endswith("num_batches_tracked") and not is_of_head(name, head)
-
-
-def is_of_head(name: str, head: str) -> bool:
-    """Whether a state name is of the classifier at the path ``head``; an empty one is none."""
-    return bool(head) and name.rpartition(".")[0] == head
 
 
 def cut_base(state: State, index: KeptIndex, head: str, codec: str) -> dict[str, Array]:

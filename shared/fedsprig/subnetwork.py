@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 from torch import nn
 
 from fedsprig.adapters import Unadapted, attach, with_ranks
-from fedsprig.bases import belongs_to_base, is_of_head, weights_of
+from fedsprig.bases import belongs_to_base, weights_of
 from fedsprig.errors import LimitError, MessageError, MissingPartError
 from fedsprig.graph import GroupPlan, KeptIndex, kept_index, load_small, materialize, restrict
 from fedsprig.masks import Mask
 from fedsprig.models import ModelCard, build, describe
+from fedsprig.models.head import is_of_head
 from fedsprig.updates import encode_state
 from fedsprig.wire import device_pb2 as pb
 from fedsprig.wire import parse

@@ -19,6 +19,7 @@ from fedsprig.adapters.splora import SPLoRA
 from fedsprig.adapters.sppara import SPPaRA
 from fedsprig.errors import AdapterError
 from fedsprig.graph.index import KeptIndex, kept_axes
+from fedsprig.models.head import is_of_head
 from fedsprig.spelling import lookup, some, unknown
 
 ADAPTERS: Final[Mapping[str, AdapterKind]] = {
@@ -195,13 +196,11 @@ def _last_linear(model: nn.Module) -> str:
 
 def _outside_head(model: nn.Module, head: str) -> Iterator[tuple[str, nn.Module]]:
     """Yield every module once, with its path, but the head and what is in it."""
-    if head:
-        try:
-            inside = set(model.get_submodule(head).modules())
-        except AttributeError:
-            raise AdapterError(unknown("head", head, dict(model.named_modules()))) from None
-    else:
-        inside = set()
+    # By every path that a module has: the body may use the head's under another name.
+    paths = dict(model.named_modules(remove_duplicate=False))
+    if head and head not in paths:
+        raise AdapterError(unknown("head", head, paths))
+    inside = {module for path, module in paths.items() if is_of_head(path, head)}
     for path, module in model.named_modules():
         if module not in inside:
             yield path, module

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fedsprig.errors import PlanError
 from fedsprig.graph.index import KeptIndex
 from fedsprig.graph.plan import GroupPlan
+from fedsprig.models.head import is_of_head
 
 
 def rebuild(model: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
@@ -88,7 +89,7 @@ def check_fits(model: nn.Module, plan: GroupPlan, index: KeptIndex) -> None:
     shapes |= {name: tuple(b.shape) for name, b in model.named_buffers(remove_duplicate=False)}
     for name, shape in plan.shapes.items():
         found = shapes.get(name)
-        free = 1 if plan.head and name.rpartition(".")[0] == plan.head else 0
+        free = 1 if is_of_head(name, plan.head) else 0
         if found is None or found[free:] != shape[free:] or len(found) != len(shape):
             raise PlanError(
                 f"the plan of {plan.model or 'another model'} does not fit: {name} is "

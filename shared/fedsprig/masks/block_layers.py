@@ -6,6 +6,7 @@ from torch import nn
 
 from fedsprig.errors import PlanError
 from fedsprig.masks.block_layout import BlockLayout, Shape
+from fedsprig.models.head import is_of_head
 from fedsprig.spelling import unknown
 
 
@@ -36,6 +37,6 @@ def blocks_of(model: nn.Module, *, head: str, block: Shape = (32, 32)) -> BlockL
     shapes = {
         f"{path}.weight" if path else "weight": tuple(module.get_parameter("weight").shape)
         for path, module in modules.items()
-        if takes_blocks(module) and not (head and (path == head or path.startswith(f"{head}.")))
+        if takes_blocks(module) and not is_of_head(path, head)
     }
     return BlockLayout.of(shapes, block)

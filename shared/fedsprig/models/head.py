@@ -1,4 +1,4 @@
-"""The classifier at the end of a base model, and another one in its place."""
+"""The classifier at the end of a base model: what belongs to it, and another one in its place."""
 
 from __future__ import annotations
 
@@ -8,6 +8,16 @@ import torch
 from torch import Tensor, nn
 
 from fedsprig.errors import WeightsError
+
+
+def is_of_head(name: str, head: str) -> bool:
+    """Whether a module path or a state name is of the classifier, or of a part of it.
+
+    Args:
+        name: such as ``"fc"``, ``"fc.weight"``; ``"fc2"`` is not of ``"fc"``.
+        head: the classifier's module path; empty if there is none, and then nothing is of it.
+    """
+    return bool(head) and f"{name}.".startswith(f"{head}.")
 
 
 def replace_head(model: nn.Module, head: str, num_classes: int, *, seed: int = 0) -> nn.Module:

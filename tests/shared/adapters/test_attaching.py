@@ -67,6 +67,15 @@ def test_the_last_linear_layer_is_the_head_unless_told(net):
     assert trains(whole[1]) == {name for name, _ in net.named_parameters()}
 
 
+def test_a_head_that_the_body_uses_under_another_name_stays_whole(net):
+    model = nn.Sequential()
+    model.also = net.head  # comes first, so that it is the name of its parameters
+    model.net = net
+    attach(model, head="net.head")
+    assert type(model.also) is nn.Linear
+    assert {"also.weight", "also.bias"} < trains(model)
+
+
 @pytest.mark.parametrize("train_a", [False, True])
 def test_gradients_flow_to_the_adapter_alone(net, pictures, train_a):
     attach(net, rank=2, train_a=train_a, head="head")
