@@ -12,13 +12,14 @@ from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils import parametrize
 
 from fedsprig.adapters.full import Full
-from fedsprig.adapters.layer import AdapterKind, AdapterLayer, Site
-from fedsprig.adapters.ranks import RANK_RULES, RankRule
+from fedsprig.adapters.layer import AdapterKind, AdapterLayer
+from fedsprig.adapters.ranks import RANK_RULES
+from fedsprig.adapters.sites import describe_site
 from fedsprig.adapters.splopa import SPLoPA
 from fedsprig.adapters.splora import SPLoRA
 from fedsprig.adapters.sppara import SPPaRA
 from fedsprig.errors import AdapterError
-from fedsprig.graph.index import KeptIndex, kept_axes
+from fedsprig.graph.index import KeptIndex
 from fedsprig.models.head import is_of_head
 from fedsprig.spelling import lookup, some, unknown
 
@@ -86,7 +87,7 @@ def attach(
     Raises:
         AdapterError: One is attached already, the model is masked by parametrisations, the head
             does not exist, the rank is no positive integer, there are layers that the kind cannot
-            adapt, or the layers are not those of the mask.
+            adapt, the kept positions are malformed, or the layers are not those of the mask.
         UnknownNameError: There is no such kind or rule.
     """
     adapter = lookup(ADAPTERS, kind, "adapter") if isinstance(kind, str) else kind
@@ -106,7 +107,19 @@ def attach(
     if unadapted == "refuse" and adapter.freezes:
         _refuse_unadapted(body, adapter)
     layers = {
-        path: (module, _site(path, module, rank, rule, seed, train_a, kept or {}, shapes))
+        path: (
+            module,
+            describe_site(
+                path,
+                module,
+                rank=rank,
+                rule=rule,
+                seed=seed,
+                train_a=train_a,
+                kept=kept or {},
+                shapes=shapes,
+            ),
+        )
         for path, module in body.items()
         if adapter.fits(module)
     }
@@ -265,36 +278,3 @@ def _is_constant(name: str, parameter: nn.Parameter) -> bool:
     """
     sizes = parameter.shape
     return "bias" in name or sum(n > 1 for n in sizes) <= 1 or (len(sizes) > 2 and sizes[0] == 1)
-
-
-def _site(
-    path: str,
-    module: nn.Module,
-    rank: int,
-    rule: RankRule,
-    seed: int,
-    train_a: bool,
-    kept: KeptIndex,
-    shapes: Mapping[str, tuple[int, ...]] | None,
-) -> Site:
-    """Describe a layer, after checking that the model has been cut as ``kept`` says."""
-    name = f"{path}.weight" if path else "weight"
-    found = tuple(module.get_parameter("weight").shape)
-    full = found if shapes is None else shapes.get(name)
-    if full is None:
-        raise AdapterError(f"the shapes know no {name}: pass those of this model's plan")
-    axes = kept_axes(name, kept)
-    expected = tuple(len(axes[i]) if i in axes else length for i, length in enumerate(full))
-    if found != expected or any(int(axes[i].max()) >= full[i] for i in axes):
-        raise AdapterError(
-            f"{name} has shape {list(found)}, the mask leaves {list(expected)}: "
-            "pass kept and shapes of the mask that cut this model"
-        )
-    return Site(
-        path=path,
-        shape=full,
-        kept=axes,
-        rank=rule(rank, full, found),
-        seed=seed,
-        train_a=train_a,
-    )

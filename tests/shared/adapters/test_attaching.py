@@ -249,7 +249,6 @@ def test_a_masked_model_is_refused(net, plan, mask):
     [
         {"kept": {"conv1.weight": {0: np.array([0, 1])}}},  # the net is not cut
         {"shapes": {"conv1.weight": (6, 3, 3, 3)}},  # another model's plan
-        {"kept": {"conv2.weight": {1: np.array([0, 1, 2, 3, 4, 9])}}},  # out of range
     ],
 )
 def test_a_mask_that_is_not_the_models_is_refused_and_nothing_changes(net, plan, wrong):
@@ -258,6 +257,47 @@ def test_a_mask_that_is_not_the_models_is_refused_and_nothing_changes(net, plan,
         attach(net, head="head", **({"shapes": plan.shapes} | wrong))
     assert set(net.state_dict()) == before
     assert type(net.conv1) is nn.Conv2d
+    assert trains(net) == set(dict(net.named_parameters()))
+
+
+@pytest.mark.parametrize(
+    ("kept", "words"),
+    [
+        (np.array([0, 1]), "not by axis"),
+        ({2: np.array([0])}, None),  # a 1x1 convolution: nothing is cut
+        ({4: np.array([0])}, "no axis 4"),
+        ({-1: np.array([0])}, "no axis -1"),
+        ({"1": np.array([0])}, "no axis '1'"),
+        ({True: np.array([0])}, "no axis True"),
+        ({1: [0, 1, 2, 3, 4, 5]}, "no array of integers"),
+        ({1: None}, "no array of integers"),
+        ({1: np.ones(6, bool)}, "no array of integers"),
+        ({1: np.arange(6.0)}, "no array of integers"),
+        ({1: np.array(["0"] * 6)}, "no array of integers"),
+        ({1: np.array([0, 1, 2, 3, 4, None])}, "no array of integers"),
+        ({1: np.arange(6)[None]}, r"have shape \[1, 6\]"),
+        ({1: np.array(6)}, r"have shape \[\]"),
+        ({1: np.arange(0)}, r"have shape \[0\]"),
+        ({1: np.array([0, 1, 2, 3, 3, 5])}, "do not rise"),
+        ({1: np.array([0, 1, 2, 4, 3, 5])}, "do not rise"),
+        ({1: np.array([1, 0, 2, 3, 4, 5], np.uint8)}, "do not rise"),
+        ({1: np.array([-1, 0, 1, 2, 3, 4])}, "go from -1 to 4, the axis"),
+        ({1: np.array([0, 1, 2, 3, 4, 9])}, "go from 0 to 9, the axis"),
+        ({1: np.array([0, 1, 2, 3, 4, 5], np.int32)}, None),
+    ],
+    ids=str,
+)
+def test_malformed_kept_positions_are_refused_by_name_and_nothing_changes(net, plan, kept, words):
+    whole = {"head": "head", "shapes": plan.shapes}
+    if words is None:
+        attach(net, kept={"conv2.weight": kept}, **whole)
+        return
+    before = set(net.state_dict())
+    with pytest.raises(AdapterError, match=words) as caught:
+        attach(net, kept={"conv2.weight": kept}, **whole)
+    assert "conv2.weight" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert set(net.state_dict()) == before
     assert trains(net) == set(dict(net.named_parameters()))
 
 
