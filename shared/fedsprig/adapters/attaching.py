@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Set
 from typing import Final, Literal
 
 import torch
@@ -73,13 +73,15 @@ def attach(
         seed: A is drawn from it and the layer's path, the same on every machine.
         train_a: Whether A trains (and travels) too.
         head: Module path of the classifier, which stays dense and trains whole. ``None`` takes the
-            last linear layer, an empty text says that there is none.
+            last linear layer, an empty text says that there is none. A weight of the body that is
+            tied to it trains with it.
         kept: What the mask has left of the base's tensors, if the model is cut already.
         shapes: Shapes of the uncut base's tensors (``plan.shapes``); needed with ``kept``.
         unadapted: What becomes of layers with weights that the kind cannot adapt (transposed
             convolutions, embeddings, recurrent layers, subclasses that compute something else):
-            they are refused by name, or stay frozen. No such weight ever trains. Scales, tokens,
-            positions and tables of biases are no weights and stay frozen either way.
+            they are refused by name, or stay frozen. No such weight ever trains, unless it is the
+            head's too. Scales, tokens, positions and tables of biases are no weights and stay
+            frozen either way.
 
     Returns:
         ``model``.
@@ -100,12 +102,14 @@ def attach(
         raise AdapterError(f"rank {rank!r:.20} is no integer of at least 1")
     if kept and shapes is None:
         raise AdapterError("kept positions need the uncut shapes: pass shapes=plan.shapes too")
-    body = dict(_outside_head(model, _last_linear(model) if head is None else head))
+    classifier = _head_modules(model, _last_linear(model) if head is None else head)
+    body = {path: module for path, module in model.named_modules() if module not in classifier}
+    of_head = {id(parameter) for module in classifier for parameter in module.parameters()}
     if unadapted not in ("refuse", "freeze"):
         raise AdapterError(f"unadapted is {unadapted!r:.20}: use 'refuse' or 'freeze'")
     _refuse_untrainable(model, adapter)
     if unadapted == "refuse" and adapter.freezes:
-        _refuse_unadapted(body, adapter)
+        _refuse_unadapted(body, adapter, of_head)
     layers = {
         path: (
             module,
@@ -129,6 +133,7 @@ def attach(
         for module in body.values()
         for name, parameter in module.named_parameters(recurse=False)
         if adapter.freezes and parameter.is_floating_point() and not _trains(module, name)
+        if id(parameter) not in of_head
     ]
     adapter.adapt_(layers)  # the last that may refuse
     for parameters, trains in ((own, True), (frozen, False)):
@@ -207,16 +212,13 @@ def _last_linear(model: nn.Module) -> str:
     return paths[-1] if paths else ""
 
 
-def _outside_head(model: nn.Module, head: str) -> Iterator[tuple[str, nn.Module]]:
-    """Yield every module once, with its path, but the head and what is in it."""
+def _head_modules(model: nn.Module, head: str) -> set[nn.Module]:
+    """The head and what is in it."""
     # By every path that a module has: the body may use the head's under another name.
     paths = dict(model.named_modules(remove_duplicate=False))
     if head and head not in paths:
         raise AdapterError(unknown("head", head, paths))
-    inside = {module for path, module in paths.items() if is_of_head(path, head)}
-    for path, module in model.named_modules():
-        if module not in inside:
-            yield path, module
+    return {module for path, module in paths.items() if is_of_head(path, head)}
 
 
 def _trains(module: nn.Module, name: str) -> bool:
@@ -254,14 +256,16 @@ def _refuse_untrainable(model: nn.Module, adapter: AdapterKind) -> None:
         raise AdapterError("attach outside of torch.inference_mode: what it makes could not train")
 
 
-def _refuse_unadapted(body: Mapping[str, nn.Module], adapter: AdapterKind) -> None:
+def _refuse_unadapted(
+    body: Mapping[str, nn.Module], adapter: AdapterKind, of_head: Set[int]
+) -> None:
     """Name the weights that would neither train nor have an adapter."""
     left = [
         f"{path}.{name}" if path else name
         for path, module in body.items()
         if not isinstance(module, _NORMS) and not adapter.fits(module)
         for name, parameter in module.named_parameters(recurse=False)
-        if not _is_constant(name, parameter)
+        if not _is_constant(name, parameter) and id(parameter) not in of_head
     ]
     if left:
         raise AdapterError(

@@ -76,6 +76,30 @@ def test_a_head_that_the_body_uses_under_another_name_stays_whole(net):
     assert {"also.weight", "also.bias"} < trains(model)
 
 
+def tied():
+    """A body of an embedding and a linear layer, and a head that has the weight of both."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(6, 6), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6))
+    model[0].weight = model[1].weight = model[3].weight
+    return model
+
+
+@pytest.mark.parametrize("kind", ["splora", "sppara", "splopa"])
+def test_a_head_trains_whole_where_the_body_has_its_weight_too(kind):
+    model, plain = tied(), tied()
+    attach(model, kind=kind, head="3")  # the embedding is not refused: it trains
+    assert model[3].weight is model[1].weight is model[0].weight
+    assert {"0.weight", "1.bias", "3.bias"} < trains(model)  # one weight, under its first name
+    assert "1.weight" not in attach_report(model)
+    words = torch.arange(6)
+    for network in (model, plain):
+        network(words).square().sum().backward()
+    torch.testing.assert_close(model[3].weight.grad, plain[3].weight.grad)
+    steps = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.1)
+    steps.step()
+    assert model[3].weight is model[1].weight is model[0].weight
+
+
 @pytest.mark.parametrize("train_a", [False, True])
 def test_gradients_flow_to_the_adapter_alone(net, pictures, train_a):
     attach(net, rank=2, train_a=train_a, head="head")
