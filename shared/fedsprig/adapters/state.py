@@ -47,20 +47,21 @@ def load_adapter_state(model: nn.Module, state: Mapping[str, Any]) -> None:
         state: Floating point tensors or arrays by state name; all of them and no others.
 
     Raises:
-        AdapterError: A tensor is missing, unknown, of another shape, not of floating point or not
-            finite, or no adapter is attached.
+        AdapterError: A tensor is missing, unknown, of another shape, not dense, not of floating
+            point or not finite, or no adapter is attached.
     """
     slots = _slots(model)
+    if not isinstance(state, Mapping):
+        raise AdapterError(f"a state is a mapping by name, not {type(state).__name__}: pass one")
     missing, unknown = slots.keys() - state.keys(), state.keys() - slots.keys()
     if missing or unknown:
         raise AdapterError(
-            f"the state lacks {some(missing)} and has {some(unknown)} too many: "
+            f"the state lacks {some(missing)} and has {some(map(str, unknown))} too many: "
             "attach with the same kind, rank and train_a as where it was read"
         )
     values: dict[str, Tensor] = {}
     for name, slot in slots.items():
-        value = state[name]
-        tensor = torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+        tensor = _dense(name, state[name])
         if tensor.shape != slot.shape:
             raise AdapterError(
                 f"{name} has shape {list(tensor.shape)}, the model needs {list(slot.shape)}: "
@@ -74,6 +75,25 @@ def load_adapter_state(model: nn.Module, state: Mapping[str, Any]) -> None:
     with torch.no_grad():
         for name, slot in slots.items():
             slot.copy_(values[name])
+
+
+def _dense(name: str, value: Any) -> Tensor:
+    """A value of a state as a tensor, whatever it may be."""
+    tensor = value
+    if isinstance(value, np.ndarray):
+        try:
+            tensor = torch.from_numpy(np.require(value, requirements="C"))
+        except (TypeError, ValueError):  # objects, texts, another order of bytes
+            raise AdapterError(
+                f"{name} is an array of {value.dtype.str:.20}: pass native floating point"
+            ) from None
+    if not isinstance(tensor, Tensor):
+        raise AdapterError(f"{name} is a {type(value).__name__:.80}: pass tensors or arrays")
+    if tensor.layout is not torch.strided or tensor.is_nested:
+        raise AdapterError(f"{name} is no dense tensor: pass to_dense() of it")
+    if tensor.is_meta:
+        raise AdapterError(f"{name} has no values (meta device): load them first")
+    return tensor
 
 
 def _slots(model: nn.Module) -> dict[str, Tensor]:

@@ -102,6 +102,77 @@ def test_a_bad_state_is_refused_and_nothing_is_written(adapted, pictures, change
     assert all(torch.equal(tensor, expected[n]) for n, tensor in adapted.state_dict().items())
 
 
+class Liar:
+    """Looks like a tensor from afar."""
+
+    shape = (5,)
+
+    def is_floating_point(self):
+        return True
+
+
+ODD = {
+    "nothing": (lambda: None, "NoneType"),
+    "a number": (lambda: 1.0, "float"),
+    "a list": (lambda: [0.0] * 5, "list"),
+    "a text": (lambda: "0.0", "str"),
+    "a scalar of numpy": (lambda: np.float32(0), "float32"),
+    "an object with a shape": (Liar, "Liar"),
+    "objects": (lambda: np.array([0.0, None, 0, 0, 0]), "array of |O"),
+    "texts": (lambda: np.array(["0.0"] * 5), "array of <U3"),
+    "records": (lambda: np.zeros(5, [("a", "f4")]), "array of"),
+    "another order of bytes": (lambda: np.zeros(5, ">f4"), "array of >f4"),
+    "dates": (lambda: np.zeros(5, "M8[s]"), "array of <M8"),
+    "bools": (lambda: np.zeros(5, bool), "floating point"),
+    "integers": (lambda: np.zeros(5, np.int64), "floating point"),
+    "complex numbers": (lambda: torch.zeros(5, dtype=torch.complex64), "floating point"),
+    "sparse": (lambda: torch.zeros(5).to_sparse(), "no dense tensor"),
+    "sparse rows": (lambda: torch.zeros(5, 5).to_sparse_csr(), "no dense tensor"),
+    "nested": (
+        lambda: torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)]),
+        "no dense tensor",
+    ),
+    "without values": (lambda: torch.zeros(5, device="meta"), "meta device"),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ODD)
+def test_an_odd_value_is_refused_by_name_and_nothing_is_written(adapted, name):
+    make, words = ODD[name]
+    state = {key: tensor * 2 for key, tensor in adapter_state(adapted).items()}
+    expected = copy.deepcopy(adapted.state_dict())
+    with pytest.raises(AdapterError, match=r"fc\.bias") as caught:
+        load_adapter_state(adapted, state | {"fc.bias": make()})
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert all(torch.equal(tensor, expected[n]) for n, tensor in adapted.state_dict().items())
+
+
+@pytest.mark.parametrize("state", [None, [1], "state"])
+def test_a_state_that_is_no_mapping_is_refused(adapted, state):
+    with pytest.raises(AdapterError, match="a mapping by name"):
+        load_adapter_state(adapted, state)
+
+
+def test_names_that_are_no_texts_are_refused(adapted):
+    with pytest.raises(AdapterError, match="has 3, None"):
+        load_adapter_state(adapted, adapter_state(adapted) | {3: 0, None: 0})
+
+
+def test_an_array_may_lie_in_any_order(adapted):
+    state = adapter_state(adapted)
+    expected = copy.deepcopy(adapted.state_dict())
+    turned = {
+        name: np.ascontiguousarray(np.flip(value.numpy()))[(slice(None, None, -1),) * value.ndim]
+        for name, value in state.items()
+    }
+    assert any(min(array.strides) < 0 for array in turned.values())
+    adapted.load_state_dict(expected | {n: torch.zeros_like(v) for n, v in state.items()})
+    load_adapter_state(adapted, turned)
+    assert all(torch.equal(tensor, expected[n]) for n, tensor in adapted.state_dict().items())
+
+
 def test_a_variance_that_rounding_made_negative_becomes_zero(adapted, pictures):
     state = adapter_state(adapted)
     state["bn1.running_var"][2] = -1e-4
