@@ -14,11 +14,14 @@ from fedsprig.pruning.job import Job, Labelled
 from fedsprig.pruning.one_shot import OneShot
 from fedsprig.pruning.product import Product, Progress, Pruner, silent
 from fedsprig.pruning.rewinding import Schedule
+from fedsprig.pruning.sparse import PDP, GradualMagnitude
 from fedsprig.pruning.target import Policy, Target
 
 __all__ = [
     "AAP",
+    "PDP",
     "PRUNERS",
+    "GradualMagnitude",
     "Job",
     "Labelled",
     "OneShot",
@@ -36,8 +39,10 @@ PRUNERS: Final[Mapping[str, Pruner]] = MappingProxyType(
         "aap": AAP(),
         "attention": OneShot(criterion="attention"),
         "fpgm": OneShot(criterion="fpgm"),
+        "gmp": GradualMagnitude(),
         "magnitude": OneShot(criterion="magnitude"),
         "magnitude-l2": OneShot(criterion="magnitude", options=(("p", 2.0),)),
+        "pdp": PDP(),
         "random": OneShot(criterion="random"),
         "snip": OneShot(criterion="snip"),
         "taylor": OneShot(criterion="taylor"),

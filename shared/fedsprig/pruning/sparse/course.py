@@ -1,0 +1,101 @@
+"""The course of a sparse training: dense at first, then sparser at every step, then full."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from fedsprig.errors import TrainingError
+from fedsprig.pruning.sparse.soft import ramped
+from fedsprig.pruning.sparse.subjects import Rows, Subject
+
+Ramp = Literal["linear", "cubic"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ramping:
+    """How the ratio of what is pruned grows.
+
+    Attributes:
+        start: share of the training's steps that are dense.
+        full: share of them after which the ratio is that of the end.
+        ramp: ``"linear"`` (PDP), or ``"cubic"``: ``1 - (1 - x)^3`` (Zhu and Gupta 2017, arXiv
+            1710.01878, equation 1): fast while there is much to spare.
+
+    Raises:
+        TrainingError: shares out of order.
+    """
+
+    start: float
+    full: float
+    ramp: Ramp
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.start < self.full <= 1:
+            raise TrainingError(
+                f"pruning starts at {self.start} of the steps and is full at {self.full}: choose "
+                "0 <= start < full <= 1"
+            )
+
+    def factor(self, done: int, total: int) -> float:
+        """The share of the final ratio, 0 to 1, of the step after ``done`` of ``total``."""
+        if done >= total:
+            return 1.0
+        x = ((done + 1) / total - self.start) / (self.full - self.start)
+        x = min(1.0, max(0.0, x))
+        return x if self.ramp == "linear" else 1 - (1 - x) ** 3
+
+
+class Course:
+    """From the parameters that are trained to those that a step computes with.
+
+    What each row loses in the end is decided at the first step that prunes, from the weights as
+    they are then; what it loses now follows from the step; which ones, from the weights of now.
+    """
+
+    def __init__(
+        self,
+        subject: Subject,
+        ramping: Ramping,
+        total: int,
+        *,
+        mask: Callable[[Tensor, Tensor], Tensor],
+        decide: Callable[[Mapping[str, Tensor]], dict[str, int]],
+        drops: dict[str, int] | None = None,
+    ) -> None:
+        """Begin, or go on.
+
+        Args:
+            subject: what is pruned.
+            ramping: how the ratio grows.
+            total: steps of the training.
+            mask: from rows of values and what each row drops, to their masks.
+            decide: what each row loses in the end, from the parameters.
+            drops: what was decided before.
+        """
+        self.done = 0
+        self.drops = drops
+        self._subject, self._ramping, self._total = subject, ramping, total
+        self._mask, self._decide = mask, decide
+
+    def __call__(self, parameters: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The parameters that the step after ``done`` computes with."""
+        masks = self.masks(parameters)
+        return parameters if masks is None else self._subject.masked(parameters, masks)
+
+    def masks(self, parameters: Mapping[str, Tensor]) -> Rows | None:
+        """The masks of the step after ``done``; ``None`` while the network is dense."""
+        factor = self._ramping.factor(self.done, self._total)
+        if factor == 0:
+            return None
+        if self.drops is None:
+            with torch.no_grad():
+                self.drops = self._decide(parameters)
+        found = {}
+        for name, values in self._subject.rows(parameters).items():
+            found[name] = self._mask(values, ramped(values, self.drops[name], factor))
+        return found
