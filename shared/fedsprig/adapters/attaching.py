@@ -150,11 +150,17 @@ def attach_report(model: nn.Module) -> tuple[str, ...]:
         AdapterError: No adapter is attached.
     """
     require_attached(model)
+    adapted = {
+        part
+        for module in model.modules()
+        if isinstance(module, AdapterLayer)
+        for part in module.modules()
+    }
     return tuple(
         f"{path}.{name}" if path else name
         for path, module in model.named_modules()
         for name, parameter in module.named_parameters(recurse=False)
-        if not parameter.requires_grad and not isinstance(module, AdapterLayer)
+        if not parameter.requires_grad and module not in adapted
     )
 
 

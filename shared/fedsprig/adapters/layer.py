@@ -76,7 +76,7 @@ class AdapterLayer(nn.Module, ABC):
 
     def to_plain_(self, weight: Tensor) -> None:
         """Turn back into the plain layer, with this weight, in place."""
-        for names in (self._parameters, self._buffers, self.__dict__):
+        for names in (self._parameters, self._buffers, self._modules, self.__dict__):
             for name in [name for name in names if name.startswith("adapter_")]:
                 delattr(self, name)
         self.weight = nn.Parameter(weight.detach())

@@ -53,14 +53,35 @@ from fedsprig.masks.blocks import BlockMask, Bools
 from fedsprig.seeds import derive_seed
 
 
+class Prototypes(nn.Module):
+    """P and Q: one module, which is a part of every adapted layer of a model.
+
+    A parameter that several modules hold comes apart where parameters are put in by name
+    (``load_state_dict(assign=True)``) or one by one (``to_empty``). A module does not: whatever is
+    put in is in the one place that all layers read.
+
+    Attributes:
+        p: P ``[d, p, rho]``.
+        q: Q ``[d, q, rho]``.
+    """
+
+    def __init__(self, p: Tensor, q: Tensor, *, trains: bool) -> None:
+        super().__init__()
+        self.p = nn.Parameter(p, requires_grad=trains)
+        self.q = nn.Parameter(q, requires_grad=trains)
+
+    def extra_repr(self) -> str:
+        """Shapes of both."""
+        return f"p={list(self.p.shape)}, q={list(self.q.shape)}"
+
+
 class SPLoPALayer(AdapterLayer):
     """What linear layers and 1x1 convolutions share.
 
     Attributes:
         weight: W, frozen, as in the plain layer.
         adapter_blocks: what is kept of B, ``[d, kept blocks]``, zero at first.
-        adapter_p: P ``[d, p, rho]``, the same parameter in all layers of a model.
-        adapter_q: Q ``[d, q, rho]``, likewise.
+        adapter_prototypes: P and Q, the same module in all layers of a model.
         adapter_at: int64 ``[2, kept blocks]``, row and column of every kept block.
         adapter_rows: int64 ``[out]``, where each output lies in the uncut weight.
         adapter_columns: int64 ``[in]``, where each input lies there.
@@ -68,34 +89,29 @@ class SPLoPALayer(AdapterLayer):
     """
 
     adapter_blocks: nn.Parameter
-    adapter_p: nn.Parameter
-    adapter_q: nn.Parameter
+    adapter_prototypes: Prototypes
     adapter_at: Tensor
     adapter_rows: Tensor
     adapter_columns: Tensor
     adapter_shape: tuple[int, int]
 
     @classmethod
-    def adopt_(
-        cls, source: nn.Module, site: Site, keep: Tensor, p: nn.Parameter, q: nn.Parameter
-    ) -> None:
+    def adopt_(cls, source: nn.Module, site: Site, keep: Tensor, prototypes: Prototypes) -> None:
         """Make an adapted layer of a plain one, in place; B has its dtype and device.
 
         Args:
             source: a layer that takes blocks.
             site: where it is.
             keep: M, bool ``[rows, columns]`` of blocks of the uncut weight.
-            p: P, shared.
-            q: Q, shared.
+            prototypes: P and Q, shared.
         """
         weight = source.get_parameter("weight")
         at = keep.nonzero().t().contiguous()
         source.__class__ = cls
         source.register_parameter(
-            "adapter_blocks", nn.Parameter(weight.new_zeros(len(p), at.shape[1]))
+            "adapter_blocks", nn.Parameter(weight.new_zeros(len(prototypes.p), at.shape[1]))
         )
-        source.register_parameter("adapter_p", p)
-        source.register_parameter("adapter_q", q)
+        source.register_module("adapter_prototypes", prototypes)
         source.register_buffer("adapter_at", at.to(weight.device))
         for axis, name in enumerate(("adapter_rows", "adapter_columns")):
             positions = site.kept.get(axis, np.arange(site.shape[axis]))
@@ -103,10 +119,16 @@ class SPLoPALayer(AdapterLayer):
         source.adapter_shape = site.shape[:2]  # type: ignore[assignment]
 
     @property
+    def factors(self) -> tuple[Tensor, Tensor, Tensor]:
+        """What is kept of B; P; Q."""
+        return self.adapter_blocks, self.adapter_prototypes.p, self.adapter_prototypes.q
+
+    @property
     def grid(self) -> BlockGrid:
         """Where the kept blocks lie."""
+        _, p, q = self.factors
         return BlockGrid(
-            (self.adapter_p.shape[1], self.adapter_q.shape[1]),
+            (p.shape[1], q.shape[1]),
             self.adapter_shape,
             self.adapter_at,
             self.adapter_rows,
@@ -115,8 +137,7 @@ class SPLoPALayer(AdapterLayer):
 
     def merged_weight(self) -> Tensor:
         """Return ``W'``, of the shape of W, exactly zero in pruned blocks."""
-        factors = self.adapter_blocks, self.adapter_p, self.adapter_q
-        matrix, grid = self.weight.flatten(1), self.grid
+        matrix, factors, grid = self.weight.flatten(1), self.factors, self.grid
         if not parametrize.is_parametrized(self, "weight"):
             return merge(matrix, *factors, grid).view_as(self.weight)
         # The full-size reference masks units of W; they are to be absent from D too.
@@ -129,12 +150,11 @@ class SPLoPALayer(AdapterLayer):
         """``W'`` along an axis of ``x``, plus the bias."""
         if parametrize.is_parametrized(self, "weight"):
             return (F.linear if axis == -1 else F.conv2d)(x, self.merged_weight(), bias)
-        factors = self.adapter_blocks, self.adapter_p, self.adapter_q
-        return adapted(x, self.weight.flatten(1), bias, *factors, self.grid, axis=axis)
+        return adapted(x, self.weight.flatten(1), bias, *self.factors, self.grid, axis=axis)
 
     def extra_repr(self) -> str:
         """Add the prototypes, and how products are computed, to the plain layer's line."""
-        count, _, rank = self.adapter_p.shape
+        count, _, rank = self.adapter_prototypes.p.shape
         return f"{super().extra_repr()}, {count} prototypes of rank {rank}, {describe(self.grid)}"
 
 
@@ -226,14 +246,12 @@ class SPLoPA:
             )
         # Site and seed are those of the call: every site has the same seed and train_a.
         site = next(iter(layers.values()))[1]
-        p, q = (
-            nn.Parameter(factor.to(weights[0]), requires_grad=site.train_a)
-            for factor in self.draw(site.seed)
-        )
+        p, q = (factor.to(weights[0]) for factor in self.draw(site.seed))
+        prototypes = Prototypes(p, q, trains=site.train_a)
         for path, (module, here) in layers.items():
             keep = torch.from_numpy(self._keep(path, here.shape))
             kind = SPLoPALinear if type(module) is nn.Linear else SPLoPAConv2d
-            kind.adopt_(module, here, keep, p, q)
+            kind.adopt_(module, here, keep, prototypes)
 
     def draw(self, seed: int) -> tuple[Tensor, Tensor]:
         """Draw ``P [d, p, rho]`` and ``Q [d, q, rho]``, float32 on the CPU.

@@ -62,7 +62,10 @@ def slow_weight(layer, kind, name="weight"):
         keep = torch.from_numpy(kind.masks.layers[name].copy())
     b = torch.zeros(d, down, across, dtype=layer.weight.dtype)
     b[:, keep] = layer.adapter_blocks
-    whole = sum(torch.kron(b[i], layer.adapter_p[i] @ layer.adapter_q[i].T) for i in range(d))
+    whole = sum(
+        torch.kron(b[i], layer.adapter_prototypes.p[i] @ layer.adapter_prototypes.q[i].T)
+        for i in range(d)
+    )
     elements = torch.kron(keep.to(b.dtype), torch.ones(p, q, dtype=b.dtype))
     weight = layer.weight.flatten(1)
     crop = (slice(out), slice(inputs))
@@ -130,8 +133,8 @@ def test_a_case_by_hand():
     attach(layer, kind=SPLoPA(block=(1, 2), prototypes=2, masks=masks), head="")
     with torch.no_grad():
         layer.adapter_blocks.copy_(torch.tensor([[1.0, 2, 3], [10, 20, 30]]))  # (0,0) (1,0) (1,1)
-        layer.adapter_p.copy_(torch.tensor([1.0, 2]).view(2, 1, 1))
-        layer.adapter_q.copy_(torch.tensor([[1.0, -1], [0.5, 0]]).view(2, 2, 1))
+        layer.adapter_prototypes.p.copy_(torch.tensor([1.0, 2]).view(2, 1, 1))
+        layer.adapter_prototypes.q.copy_(torch.tensor([[1.0, -1], [0.5, 0]]).view(2, 2, 1))
     # Of block (0, 0) the change is 1 * 1 * (1, -1) + 10 * 2 * (0.5, 0) = (11, -1).
     assert layer.merged_weight().tolist() == [[12, 1, 0, 0], [27, 4, 40, 5]]
 
@@ -240,7 +243,7 @@ def test_gradients_are_those_of_autograd(name, train_a, layout):
     found = gradients(layer, x)
     expected = gradients(Slow(layer, kind), x)
     assert "weight" not in found
-    assert ("adapter_p" in found) == train_a
+    assert ("adapter_prototypes.p" in found) == train_a
     assert found.keys() == {key.removeprefix("layer.") for key in expected}
     for key, value in expected.items():
         torch.testing.assert_close(found[key.removeprefix("layer.")], value)
@@ -360,7 +363,7 @@ def test_pruned_blocks_stay_absent_while_training(optimiser, train_a):
             assert not torch.equal(weight[~pruned], old.merged_weight()[~pruned])
         assert torch.equal(layer.weight, old.weight)
         assert layer.adapter_blocks.shape == (4, masks.layers[f"{number}.weight"].sum())
-        assert torch.equal(layer.adapter_p, old.adapter_p) == (not train_a)
+        assert torch.equal(layer.adapter_prototypes.p, old.adapter_prototypes.p) == (not train_a)
 
 
 def test_what_trains_and_how_many(net):
@@ -371,7 +374,7 @@ def test_what_trains_and_how_many(net):
             copy.deepcopy(net), kind=kind, head="head", train_a=train_a, unadapted="freeze"
         )
         names = {n for n, p in model.named_parameters() if p.requires_grad and "adapter" in n}
-        shared = {"conv2.adapter_p", "conv2.adapter_q"} if train_a else set()
+        shared = {"conv2.adapter_prototypes.p", "conv2.adapter_prototypes.q"} if train_a else set()
         assert names == {"conv2.adapter_blocks", "fc.adapter_blocks"} | shared
         count = sum(model.get_parameter(name).numel() for name in names)
         assert count == 3 * masks.flat.sum() + (3 * 2 * (2 + 2) if train_a else 0)
@@ -391,18 +394,18 @@ def test_prototypes_are_shared_within_a_model_and_never_between_two():
     one, two = trained(chain(), kind), trained(chain(), kind)
     other = copy.deepcopy(one)
     for model in (one, two, other):
-        assert len({id(layer.adapter_p) for layer in layers_of(model)}) == 1
-        assert len({id(layer.adapter_q) for layer in layers_of(model)}) == 1
+        assert len({id(layer.adapter_prototypes.p) for layer in layers_of(model)}) == 1
+        assert len({id(layer.adapter_prototypes.q) for layer in layers_of(model)}) == 1
     models = (one, two, other)
-    assert len({model[0].adapter_p.data_ptr() for model in models}) == 3
-    assert len({model[0].adapter_q.data_ptr() for model in models}) == 3
+    assert len({model[0].adapter_prototypes.p.data_ptr() for model in models}) == 3
+    assert len({model[0].adapter_prototypes.q.data_ptr() for model in models}) == 3
     x = noise(4, 5, dtype=torch.float32)
     expected = one(x)
     for model in (two, other):
         steps = torch.optim.SGD(model.parameters(), lr=0.1)
         model(x).sum().backward()
         steps.step()
-        assert len({id(layer.adapter_p) for layer in layers_of(model)}) == 1
+        assert len({id(layer.adapter_prototypes.p) for layer in layers_of(model)}) == 1
     assert torch.equal(one(x), expected)
     assert all(parameter.grad is None for parameter in one.parameters())
 
@@ -410,8 +413,57 @@ def test_prototypes_are_shared_within_a_model_and_never_between_two():
 def test_prototypes_stay_shared_when_the_model_moves():
     model = trained(chain(), SPLoPA((2, 2), 3)).double()
     first, second, _ = layers_of(model)
-    assert first.adapter_p is second.adapter_p
-    assert first.adapter_p.dtype == torch.float64
+    assert first.adapter_prototypes.p is second.adapter_prototypes.p
+    assert first.adapter_prototypes.p.dtype == torch.float64
+
+
+def moved_to_nothing_and_filled_again(model):
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    model.to("meta").to_empty(device="cpu")
+    model.load_state_dict(state)
+
+
+def given_other_tensors_by_name(model):
+    model.load_state_dict({n: v.clone() for n, v in model.state_dict().items()}, assign=True)
+
+
+def given_values_by_name(model):
+    model.load_state_dict({n: v.clone() for n, v in model.state_dict().items()})
+
+
+def replaced_one_by_one(model):
+    try:
+        torch.__future__.set_overwrite_module_params_on_conversion(True)
+        model.double().float()
+    finally:
+        torch.__future__.set_overwrite_module_params_on_conversion(False)
+
+
+@pytest.mark.parametrize("train_a", [False, True])
+@pytest.mark.parametrize(
+    "replace",
+    [
+        moved_to_nothing_and_filled_again,
+        given_other_tensors_by_name,
+        given_values_by_name,
+        replaced_one_by_one,
+    ],
+)
+def test_prototypes_stay_shared_however_parameters_are_replaced(replace, train_a):
+    kind = SPLoPA((2, 2), 3)
+    model, twin = (trained(chain(), kind, train_a=train_a) for _ in range(2))
+    replace(model)
+    assert len({id(layer.adapter_prototypes.p) for layer in layers_of(model)}) == 1
+    assert len({id(layer.adapter_prototypes.q) for layer in layers_of(model)}) == 1
+    x = noise(4, 5, dtype=torch.float32)
+    for network in (model, twin):  # they train alike, too
+        steps = torch.optim.SGD([p for p in network.parameters() if p.requires_grad], lr=0.1)
+        network(x).square().sum().backward()
+        steps.step()
+    left, right = model.state_dict(), twin.state_dict()
+    assert left.keys() == right.keys()
+    assert all(torch.equal(left[name], right[name]) for name in left)
+    assert left["0.adapter_prototypes.p"].data_ptr() == left["3.adapter_prototypes.p"].data_ptr()
 
 
 def test_a_shared_prototype_gets_the_gradients_of_all_layers():
@@ -422,8 +474,12 @@ def test_a_shared_prototype_gets_the_gradients_of_all_layers():
     for index in (0, 2, 3):
         slow[index] = Slow(slow[index], kind)
     found, expected = gradients(model, x), gradients(slow, x)
-    torch.testing.assert_close(found["0.adapter_p"], expected["0.layer.adapter_p"])
-    torch.testing.assert_close(found["0.adapter_q"], expected["0.layer.adapter_q"])
+    torch.testing.assert_close(
+        found["0.adapter_prototypes.p"], expected["0.layer.adapter_prototypes.p"]
+    )
+    torch.testing.assert_close(
+        found["0.adapter_prototypes.q"], expected["0.layer.adapter_prototypes.q"]
+    )
 
 
 def test_every_machine_draws_the_same():
@@ -456,7 +512,7 @@ def test_prototypes_are_about_orthonormal(rank):
 def test_prototypes_do_not_depend_on_the_other_layers():
     alone = trained(nn.Sequential(nn.Linear(8, 8)), SPLoPA((2, 2), 3), seed=5)
     among = trained(chain(), SPLoPA((2, 2), 3), seed=5)
-    assert torch.equal(alone[0].adapter_p, among[2].adapter_p)
+    assert torch.equal(alone[0].adapter_prototypes.p, among[2].adapter_prototypes.p)
 
 
 # State
@@ -467,22 +523,22 @@ def test_a_state_survives_the_round_trip():
     kind = SPLoPA((2, 3), 3, masks=masks)
     source = trained(chain(), kind, seed=1)
     with torch.no_grad():
-        source[0].adapter_p.normal_()
+        source[0].adapter_prototypes.p.normal_()
         source[0].bias.normal_()
     state = adapter_state(source)
-    assert [n for n in state if "adapter" in n] == [
+    assert {n for n in state if "adapter" in n} == {
         "0.adapter_blocks",
-        "0.adapter_p",
-        "0.adapter_q",
+        "0.adapter_prototypes.p",
+        "0.adapter_prototypes.q",
         "2.adapter_blocks",
         "3.adapter_blocks",
-    ]
+    }
     target = attach(chain(), kind=kind, head="", train_a=True, seed=2)
     x = noise(4, 5, dtype=torch.float32)
     assert not torch.equal(target(x), source(x))
     load_adapter_state(target, state)
     assert torch.equal(target(x), source(x))
-    assert target[0].adapter_p is target[2].adapter_p
+    assert target[0].adapter_prototypes.p is target[2].adapter_prototypes.p
     assert all(
         torch.equal(a, b)
         for a, b in zip(state.values(), adapter_state(target).values(), strict=True)
@@ -548,8 +604,8 @@ def test_attach_then_cut_is_cut_then_attach(net, plan, mask, pictures, kind, tra
     assert needs[0] == needs[1]
     assert torch.equal(first(pictures), second(pictures))
     for model in (first, second):
-        assert model.conv2.adapter_p is model.fc.adapter_p
-        assert model.conv2.adapter_p is not whole.conv2.adapter_p
+        assert model.conv2.adapter_prototypes.p is model.fc.adapter_prototypes.p
+        assert model.conv2.adapter_prototypes.p is not whole.conv2.adapter_prototypes.p
         assert model.fc.merged_weight().shape == (3, 3)
     # The cut layer's weight is the kept rows and columns of the whole one's.
     rows, columns = np.flatnonzero(mask.groups["fc"]), np.flatnonzero(mask.groups["conv2"])
@@ -586,7 +642,7 @@ def test_masked_and_small_train_alike(net, plan, mask, pictures, optimiser):
         model.eval()
     torch.testing.assert_close(masked(pictures.double()), small(pictures.double()))
     torch.testing.assert_close(masked.fc.adapter_blocks, small.fc.adapter_blocks)
-    torch.testing.assert_close(masked.fc.adapter_p, small.fc.adapter_p)
+    torch.testing.assert_close(masked.fc.adapter_prototypes.p, small.fc.adapter_prototypes.p)
 
 
 def test_a_cut_layer_has_the_gradients_of_the_formula(net, plan, mask):
@@ -600,10 +656,15 @@ def test_a_cut_layer_has_the_gradients_of_the_formula(net, plan, mask):
     x = noise(6, 3)
 
     def f(blocks, p, q, x):
-        named = {"adapter_blocks": blocks, "adapter_p": p, "adapter_q": q}
+        named = {"adapter_blocks": blocks, "adapter_prototypes.p": p, "adapter_prototypes.q": q}
         return torch.func.functional_call(layer, named, (x,))
 
-    tensors = (layer.adapter_blocks, layer.adapter_p, layer.adapter_q, x.requires_grad_())
+    tensors = (
+        layer.adapter_blocks,
+        layer.adapter_prototypes.p,
+        layer.adapter_prototypes.q,
+        x.requires_grad_(),
+    )
     assert torch.autograd.gradcheck(f, tensors)
 
 
