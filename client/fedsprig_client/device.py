@@ -25,9 +25,16 @@ from fedsprig.adapters.factors import TRAINS, held
 from fedsprig.artifacts import pack
 from fedsprig.artifacts.digest import digest, state_digest
 from fedsprig.bases import BaseWeights
-from fedsprig.errors import FedsprigError, MessageError, StaleUpdateError
+from fedsprig.errors import (
+    FedsprigError,
+    MessageError,
+    MissingNetworkError,
+    StaleUpdateError,
+)
 from fedsprig.graph import shrink_plan
 from fedsprig.models import ModelCard
+from fedsprig.narrowing import narrow_package
+from fedsprig.pruning.aap.attention import attention_sums
 from fedsprig.scoring import score
 from fedsprig.seeds import derive_seed
 from fedsprig.subnetwork import SubNetwork, build_subnetwork
@@ -46,7 +53,17 @@ from fedsprig.training import (
     to_tensor,
 )
 from fedsprig.updates import decode_state, encode_state, encode_update
-from fedsprig.wire import DESCRIBE, EVALUATE, INSTALL, PROFILE, ROUND, Envelope, parse
+from fedsprig.wire import (
+    ATTENTION,
+    CUT,
+    DESCRIBE,
+    EVALUATE,
+    INSTALL,
+    PROFILE,
+    ROUND,
+    Envelope,
+    parse,
+)
 from fedsprig.wire import device_pb2 as pb
 from fedsprig.wire.budgets import to_wire
 from fedsprig_client.config import DeviceConfig
@@ -68,6 +85,8 @@ class Device:
             DESCRIBE: self._describe,
             INSTALL: self._install,
             ROUND: self._round,
+            ATTENTION: self._attention,
+            CUT: self._cut,
             EVALUATE: self._evaluate,
         }
 
@@ -189,12 +208,7 @@ class Device:
         vectors = features(network.module, network.card.head, images)
         found, numbers = vectors.numpy(), labels.numpy()
         means, counts = class_means(found, numbers, len(self.pictures.classes))
-        arrays = {
-            f"statistics/{name}": value.numpy()
-            for name, value in _travelling(network).items()
-            if is_statistic(name)
-        }
-        arrays |= {"prototypes": means.astype(np.float32), "counts": counts}
+        arrays = _statistics(network) | {"prototypes": means.astype(np.float32), "counts": counts}
         reply = pb.InstallReply(
             pictures=len(labels),
             projected_variance=projected_variance(found, numbers, means),
@@ -205,7 +219,8 @@ class Device:
     def _round(self, request: Envelope) -> Envelope:
         started = time.perf_counter()
         wanted = parse(pb.RoundRequest, request.body)
-        network, received = self._load(wanted.run, wanted.adapter, request.blob)
+        package = self._package(wanted.run, wanted.network)
+        network, received = self._load(package, wanted.adapter, request.blob)
         reply = pb.RoundReply(pictures=len(self.pictures))
         if wanted.evaluate:
             reply.evaluation.CopyFrom(self._check(network))
@@ -228,10 +243,43 @@ class Device:
         reply.seconds = time.perf_counter() - started
         return Envelope(ROUND, reply.SerializeToString(), update)
 
+    def _attention(self, request: Envelope) -> Envelope:
+        started = time.perf_counter()
+        wanted = parse(pb.AttentionRequest, request.body)
+        package = self._package(wanted.run, wanted.network)
+        network, _ = self._load(package, wanted.adapter, request.blob)
+        rng = np.random.default_rng(derive_seed(wanted.seed, "attention", self.config.name))
+        drawn = np.sort(rng.permutation(len(self.pictures))[: wanted.pictures])
+        sums = attention_sums(
+            network.module,
+            shrink_plan(network.plan, network.mask),
+            to_tensor(self.pictures.images[drawn], network.card),
+            power=wanted.power,
+            form=wanted.form,  # type: ignore[arg-type]
+        )
+        reply = pb.AttentionReply(pictures=len(drawn), evaluation=self._check(network))
+        reply.seconds = time.perf_counter() - started
+        return Envelope(ATTENTION, reply.SerializeToString(), pack(sums))
+
+    def _cut(self, request: Envelope) -> Envelope:
+        started = time.perf_counter()
+        wanted = parse(pb.CutRequest, request.body)
+        package = narrow_package(
+            self.store.package(wanted.run), wanted.mask, wanted.content, plan_of=self.store.plan
+        )
+        network, _ = self._load(package, wanted.adapter, request.blob)
+        self.store.keep_package(wanted.run, package)
+        images, _ = self._tensors(network.card, self.pictures)
+        if not _measures(network):
+            recalibrate(network.module, images)
+        reply = pb.CutReply(pictures=len(images), seconds=time.perf_counter() - started)
+        return Envelope(CUT, reply.SerializeToString(), pack(_statistics(network)))
+
     def _evaluate(self, request: Envelope) -> Envelope:
         started = time.perf_counter()
         wanted = parse(pb.EvaluateRequest, request.body)
-        network, _ = self._load(wanted.run, wanted.adapter, request.blob)
+        package = self._package(wanted.run, wanted.network)
+        network, _ = self._load(package, wanted.adapter, request.blob)
         if wanted.keep:
             trained = adapter_state(network.module)
             self.store.keep_adapter(wanted.run, encode_state(trained, "float32"))
@@ -260,8 +308,20 @@ class Device:
             ),
         )
 
-    def _load(self, run: str, wanted: str, blob: bytes) -> tuple[SubNetwork, dict[str, np.ndarray]]:
-        network = self._build(self.store.package(run))
+    def _package(self, run: str, mask_digest: str) -> bytes:
+        """The package of a run, if it is of the mask that is meant; empty means any."""
+        package = self.store.package(run)
+        if mask_digest not in ("", digest(parse(pb.SubNetwork, package).mask)):
+            raise MissingNetworkError(
+                f"the network of run {run!r:.80} here is another one: the server must send it"
+            )
+        return package
+
+    def _load(
+        self, package: bytes, wanted: str, blob: bytes
+    ) -> tuple[SubNetwork, dict[str, np.ndarray]]:
+        """The network of a package with an adapter in it, and the adapter as it came."""
+        network = self._build(package)
         received = decode_state(blob)
         if state_digest(received) != wanted:
             raise StaleUpdateError("the adapter is another than the message names: send it again")
@@ -285,6 +345,15 @@ def _travelling(network: SubNetwork) -> dict[str, Tensor]:
     if not _measures(network):
         return state
     return {name: value for name, value in state.items() if not is_statistic(name)}
+
+
+def _statistics(network: SubNetwork) -> dict[str, np.ndarray]:
+    """The normalisation statistics that the server gets, by the names of the answer's arrays."""
+    return {
+        f"statistics/{name}": value.numpy()
+        for name, value in _travelling(network).items()
+        if is_statistic(name)
+    }
 
 
 def _hold(network: SubNetwork, received: Mapping[str, np.ndarray], trains: str) -> None:

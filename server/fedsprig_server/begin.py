@@ -16,6 +16,7 @@ from fedsprig_server.config import SelectionConfig
 from fedsprig_server.ledger import Ledger
 from fedsprig_server.library import Library, Run
 from fedsprig_server.one_shot import cut
+from fedsprig_server.pruning import Sizes
 
 
 def begin_arm(
@@ -25,10 +26,12 @@ def begin_arm(
     base: Base,
     library: Library,
     selection: SelectionConfig,
+    sizes: Sizes | None = None,
 ) -> Run:
     """Solve for every device, and write the masks down.
 
-    A device whose budget cannot be met is left out; devices with equal budgets share a mask.
+    A device whose budget cannot be met is left out; devices with equal budgets share a mask. Where
+    networks go on shrinking (``sizes``), these masks are the first and widest ones.
 
     Raises:
         BudgetError: No device has a budget that can be met; of the first one.
@@ -49,7 +52,10 @@ def begin_arm(
         key = repr(member.budget)
         if key not in solved:
             try:
-                mask = cut(scores, base, member.budget, selection)
+                budget = sizes.limits(member.budget, 0) if sizes else member.budget
+                mask = cut(scores, base, budget, selection)
+                if sizes:
+                    sizes.check(member.budget)
                 solved[key] = library.blobs.put(mask.to_bytes())
             except BudgetError as error:
                 solved[key] = error

@@ -80,6 +80,20 @@ class CohortState:
         """What a device of this width gets."""
         return {**restrict(self.body[stratum], index), **self.own[stratum]}
 
+    def narrowed(self, parts: Mapping[str, tuple[str, KeptIndex]]) -> CohortState:
+        """The state of smaller networks, in which every unit that is left has what it had.
+
+        Args:
+            parts: By mask digest of a smaller network: the digest of the one that it was cut from,
+                and what is left of its tensors (:func:`fedsprig.graph.index_within`). One that
+                nobody has started is left out.
+        """
+        made = {new: part for new, part in parts.items() if part[0] in self.body}
+        return CohortState(
+            {new: self.body[old] for new, (old, _) in made.items()},
+            {new: restrict(self.own[old], within) for new, (old, within) in made.items()},
+        )
+
     def averaged(
         self,
         contributions: Sequence[Contribution],

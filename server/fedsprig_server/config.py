@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from fedsprig.adapters import ADAPTERS
 from fedsprig.errors import RunError
+from fedsprig.pruning.aap.attention import Form
+from fedsprig.pruning.aap.thresholds import Weighting
 from fedsprig.spelling import lookup, unknown
 from fedsprig.subnetwork import AdapterConfig
 from fedsprig_server.aggregation import AGGREGATIONS
@@ -59,6 +62,58 @@ class SelectionConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PruningConfig:
+    """How networks go on shrinking while their cohort trains; docs/pruning.md, "Federated AAP".
+
+    Attributes:
+        method: ``aap``.
+        every: Rounds before the first cut, and between one and the next.
+        cuts: How many there are; after the last one every device's limits hold.
+        start: Size of the first networks over that of the limits, above 1, but never more than the
+            whole base model. Limits that are left shrink by the same factor with every cut.
+        weighting: Layers are pruned by their share of ``parameters`` or of ``macs``; ``budget``
+            takes ``macs`` where a device limits those, and ``parameters`` otherwise.
+        power: p of the attention.
+        form: How the attention takes pixels together.
+        pictures: That a device measures attention on, at most.
+    """
+
+    method: Literal["aap"] = "aap"
+    every: int = 1
+    cuts: int = 2
+    start: float = 2.0
+    weighting: Weighting | Literal["budget"] = "budget"
+    power: float = 1.0
+    form: Form = "mean"
+    pictures: int = 1024
+
+    def __post_init__(self) -> None:
+        """Check what the types cannot say."""
+        if self.method != "aap":
+            raise RunError(unknown("method of pruning", self.method, ("aap",)))
+        if self.form not in get_args(Form):
+            raise RunError(unknown("form of attention", self.form, get_args(Form)))
+        weightings = (*get_args(Weighting), "budget")
+        if self.weighting not in weightings:
+            raise RunError(unknown("weighting", self.weighting, weightings))
+        if min(self.every, self.cuts, self.pictures) < 1:
+            raise RunError("pruning: every, cuts and pictures are 1 or more")
+        if not (1 < self.start < math.inf and 0 < self.power < math.inf):
+            raise RunError(
+                f"pruning: start is above 1, not {self.start}, and power above 0, not {self.power}"
+            )
+
+    def due(self, number: int) -> bool:
+        """Whether a round is followed by a cut."""
+        return number % self.every == 0 and number <= self.last
+
+    @property
+    def last(self) -> int:
+        """The round that the last cut follows."""
+        return self.every * self.cuts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ServerConfig:
     """Everything that a ServerApp needs to know.
 
@@ -70,6 +125,7 @@ class ServerConfig:
         tasks: Expected number of devices by task.
         arms: What each task is specialised with: ``one_shot``, and what it is compared with.
         adapter: What devices train.
+        pruning: How networks go on shrinking meanwhile; ``None``: they stay as they were cut.
         aggregation: How A and B are averaged, a name of
             ``fedsprig_server.aggregation.AGGREGATIONS``; the adapter trains A where that does.
         update_codec: How updates are quantised.
@@ -91,6 +147,7 @@ class ServerConfig:
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     rounds: RoundsConfig = field(default_factory=RoundsConfig)
     selection: SelectionConfig = field(default_factory=SelectionConfig)
+    pruning: PruningConfig | None = None
     aggregation: str = "fixed"
     update_codec: str = "int8"
     adapter_codec: str = "float16"
@@ -121,10 +178,29 @@ class ServerConfig:
                 f"aggregation {mode.name!r} with sharing {self.rounds.sharing}: widths come to "
                 "have an A each, so their B cannot be averaged; use sharing 0 or 1"
             )
+        if self.pruning is not None:
+            self._check_pruning(self.pruning)
         if not 0 < self.rounds.quorum <= 1:
             raise RunError(f"quorum {self.rounds.quorum}: use a share above 0 and at most 1")
         if not self.tasks or min(self.tasks.values()) < 1:
             raise RunError("no task is expected, or one without devices: name at least one of each")
+
+    def _check_pruning(self, pruning: PruningConfig) -> None:
+        if pruning.last >= self.rounds.count:
+            raise RunError(
+                f"the last of {pruning.cuts} cuts follows round {pruning.last} of "
+                f"{self.rounds.count}, and nothing trains after it: use more rounds, or fewer cuts"
+            )
+        if self.adapter.rank_rule != "layer":
+            raise RunError(
+                f"rank_rule {self.adapter.rank_rule!r} lowers ranks where layers shrink, and would "
+                "throw away what is trained: prune with 'layer'"
+            )
+        if self.selection.round_to != 1:
+            raise RunError(
+                f"round_to is {self.selection.round_to}: networks that shrink while they train "
+                "lose single units; prune with 1"
+            )
 
     def save(self, path: Path) -> None:
         """Write the settings as JSON."""
@@ -147,6 +223,7 @@ class ServerConfig:
                     "adapter": AdapterConfig(**raw["adapter"]),
                     "rounds": RoundsConfig(**raw["rounds"]),
                     "selection": _selection(raw["selection"]),
+                    "pruning": PruningConfig(**raw["pruning"]) if raw.get("pruning") else None,
                 }
             )
         except (OSError, ValueError, KeyError, TypeError) as error:

@@ -16,7 +16,7 @@ from fedsprig.errors import (
 )
 from fedsprig.subnetwork import AdapterConfig, pack_subnetwork
 from fedsprig.updates import decode_state, encode_state
-from fedsprig.wire import INSTALL, Envelope
+from fedsprig.wire import INSTALL, Envelope, parse
 from fedsprig.wire import device_pb2 as pb
 from fedsprig_server.aggregation import Contribution
 from fedsprig_server.base import Base
@@ -60,6 +60,7 @@ class Networks:
         self._adapter = adapter
         self._num_classes = num_classes
         self._packages: dict[tuple[str, bool, bool], bytes] = {}
+        self._contents: dict[str, str] = {}
 
     def message(self, device: str, *, with_plan: bool, with_weights: bool = True) -> Envelope:
         """The package of a device; devices with equal masks share the bytes.
@@ -92,6 +93,22 @@ class Networks:
             self._packages[key] = package
         return self._packages[key]
 
+    def meant(self, device: str) -> str:
+        """What a message names a device's network by, where it has another one from time to time.
+
+        Empty where networks stay as they are.
+        """
+        return self.cuts[device].stratum if self._config.pruning is not None else ""
+
+    def content(self, device: str) -> str:
+        """Digest of the weights in a device's package, as they are decoded."""
+        cut = self.cuts[device]
+        if cut.stratum not in self._contents:
+            package = self._package(cut, False, True)
+            weights = decode_state(parse(pb.SubNetwork, package).weights)
+            self._contents[cut.stratum] = state_digest(weights)
+        return self._contents[cut.stratum]
+
     def read(self, device: str, answer: Envelope) -> Installed:
         """Check the answer of a device to its package; errors as in :func:`read_installed`."""
         return read_installed(
@@ -121,11 +138,21 @@ class Networks:
             heads,
             num_classes=self._num_classes,
         )
+        found = {device: reply.statistics for device, reply in installed.items()}
+        return self.with_statistics(start, found, pictures)
+
+    def with_statistics(
+        self,
+        state: CohortState,
+        found: Mapping[str, Mapping[str, Array]],
+        pictures: Mapping[str, float],
+    ) -> CohortState:
+        """A state with the statistics that devices have measured, pooled by width."""
         statistics = [
-            self.contribution(device, reply.statistics, pictures[device])
-            for device, reply in installed.items()
+            self.contribution(device, measured, pictures[device])
+            for device, measured in found.items()
         ]
-        state, _ = start.averaged(statistics, head=self._base.plan.head, sharing=0.0)
+        state, _ = state.averaged(statistics, head=self._base.plan.head, sharing=0.0)
         return state
 
     def sent(self, state: CohortState) -> dict[str, tuple[str, dict[str, Array], bytes]]:

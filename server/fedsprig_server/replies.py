@@ -71,11 +71,7 @@ def read_installed(
     """
     reply = parse(pb.InstallReply, answer.body)
     arrays, _ = unpack(answer.blob)
-    expected: dict[str, tuple[int, ...]] = {
-        STATISTICS + name: _kept_shape(name, plan, index)
-        for name in plan.shapes
-        if statistics and is_statistic(name)
-    }
+    expected = _statistic_shapes(plan, index) if statistics else {}
     features = _kept_shape(f"{plan.head}.weight", plan, index)[1]
     expected |= {"prototypes": (num_classes, features), "counts": (num_classes,)}
     if {name: value.shape for name, value in arrays.items()} != expected:
@@ -85,19 +81,89 @@ def read_installed(
     _check_floats(value for name, value in arrays.items() if name != "counts")
     if not 0 <= reply.projected_variance <= LARGEST:
         raise NonFiniteUpdateError("the spread of the features is none: check the pictures")
-    if any((arrays[name] < 0).any() for name in arrays if name.endswith("running_var")):
-        raise MessageError("a variance is negative: the device must measure its statistics anew")
     return Installed(
         means=arrays["prototypes"],
         counts=arrays["counts"],
         variance=reply.projected_variance,
-        statistics={
-            name.removeprefix(STATISTICS): value
-            for name, value in arrays.items()
-            if name.startswith(STATISTICS)
-        },
+        statistics=_checked_statistics(arrays),
         seconds=reply.seconds,
     )
+
+
+def read_cut(
+    answer: Envelope, plan: GroupPlan, index: KeptIndex, *, statistics: bool = True
+) -> tuple[dict[str, Array], float]:
+    """The normalisation statistics of an answer to ``CUT``, and the seconds that it took.
+
+    Args:
+        answer: From a device.
+        plan: Of the base model.
+        index: What the smaller network keeps.
+        statistics: Whether they travel.
+
+    Raises:
+        MessageError: Arrays that are missing, unknown or of other shapes.
+        NonFiniteUpdateError: Numbers that are not finite, or are too large to count with.
+    """
+    reply = parse(pb.CutReply, answer.body)
+    arrays, _ = unpack(answer.blob)
+    expected = _statistic_shapes(plan, index) if statistics else {}
+    if {name: value.shape for name, value in arrays.items()} != expected:
+        raise MessageError("the answer does not fit the network that is left: cut it again")
+    _check_floats(arrays.values())
+    return _checked_statistics(arrays), reply.seconds
+
+
+def read_attention(
+    answer: Envelope, plan: GroupPlan, *, pictures: int
+) -> tuple[pb.AttentionReply, dict[str, Array]]:
+    """The reply to a question for attention, and its sums by group.
+
+    Args:
+        answer: From a device.
+        plan: Of its network.
+        pictures: That it has said to have, or was asked to look at, whichever is less.
+
+    Raises:
+        MessageError: Sums of other groups or units, negative ones, a number of pictures that cannot
+            be, or an accuracy that is none.
+        NonFiniteUpdateError: Numbers that are not finite, or are too large to count with.
+    """
+    reply = parse(pb.AttentionReply, answer.body)
+    _check_evaluation(reply)
+    if not 1 <= reply.pictures <= pictures:
+        raise MessageError(
+            f"attention over {reply.pictures} pictures, the device has 1 to {pictures} to look at: "
+            "it must send its own number"
+        )
+    sums, _ = unpack(answer.blob)
+    expected = {group.name: (group.units,) for group in plan.groups}
+    if {name: value.shape for name, value in sums.items()} != expected:
+        raise MessageError("the attention is not of the network that was meant: measure it again")
+    _check_floats(sums.values())
+    if any((values < 0).any() for values in sums.values()):
+        raise MessageError("an attention is negative: the device must send sums of magnitudes")
+    return reply, sums
+
+
+def _statistic_shapes(plan: GroupPlan, index: KeptIndex) -> dict[str, tuple[int, ...]]:
+    """Shapes of the statistics that travel, by the names of an answer's arrays."""
+    return {
+        STATISTICS + name: _kept_shape(name, plan, index)
+        for name in plan.shapes
+        if is_statistic(name)
+    }
+
+
+def _checked_statistics(arrays: Mapping[str, Array]) -> dict[str, Array]:
+    """The statistics among an answer's arrays, by state name."""
+    if any((arrays[name] < 0).any() for name in arrays if name.endswith("running_var")):
+        raise MessageError("a variance is negative: the device must measure its statistics anew")
+    return {
+        name.removeprefix(STATISTICS): value
+        for name, value in arrays.items()
+        if name.startswith(STATISTICS)
+    }
 
 
 def head_from_means(base: Base, replies: Sequence[Installed]) -> dict[str, Array]:
@@ -203,7 +269,7 @@ def read_evaluation(answer: Envelope, plan: GroupPlan | None = None) -> pb.Evalu
     return reply
 
 
-def _check_evaluation(reply: pb.RoundReply | pb.EvaluateReply) -> None:
+def _check_evaluation(reply: pb.RoundReply | pb.AttentionReply | pb.EvaluateReply) -> None:
     if not reply.HasField("evaluation"):
         raise MessageError("the answer has no evaluation, which was asked for: update the device")
     if not 0 <= reply.evaluation.accuracy <= 1:

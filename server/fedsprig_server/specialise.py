@@ -8,12 +8,15 @@ it the first time, so the result is the same.
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from fedsprig.artifacts.digest import digest
 from fedsprig.graph import shrink_plan
+from fedsprig.subnetwork import AdapterConfig
 from fedsprig.tasks import TaskSketch
 from fedsprig.wire import DESCRIBE, EVALUATE, INSTALL, ROUND, Envelope, parse
 from fedsprig.wire import device_pb2 as pb
@@ -29,6 +32,7 @@ from fedsprig_server.library import Library, Run
 from fedsprig_server.lobby import Member
 from fedsprig_server.networks import Networks
 from fedsprig_server.one_shot import arm_scores, find
+from fedsprig_server.pruning import Shrinking, Sizes
 from fedsprig_server.replies import (
     Installed,
     plan_of,
@@ -78,6 +82,11 @@ class Specialisation:
         self._holding = {m.device for m in members if base.plan.digest in m.plans}
         self._keeping = {m.device for m in members if base.digest in m.bases}
         self._probes: dict[bool, Envelope] = {}
+        self._sizes = (
+            Sizes(base, config.pruning, config.selection, num_classes=self._num_classes)
+            if config.pruning
+            else None
+        )
 
     def run(self) -> Flow:
         """Describe, then every arm, each to its end."""
@@ -172,7 +181,13 @@ class Specialisation:
         latest = self._library.latest_round(name)
         if row is None or latest is None:  # nothing was trained: masks may still change
             row = begin_arm(
-                arm, described, self._here, self._base, self._library, self._config.selection
+                arm,
+                described,
+                self._here,
+                self._base,
+                self._library,
+                self._config.selection,
+                self._sizes if arm.scores else None,
             )
         adapter = arm.adapter(self._config.adapter)
         networks = Networks(
@@ -194,9 +209,16 @@ class Specialisation:
             state = CohortState.from_bytes(self._library.blobs.get(latest.adapter))
             ledger = Ledger.from_json(latest.state["ledger"])
         self._here.note(ledger)
+        shrinking = self._shrinking(arm, adapter)
         for number in range(first + 1, self._config.rounds.count + 1):
             state, metrics = yield from self._round(arm, number, state, networks, ledger)
-            self._commit(name, number, state, ledger, metrics)
+            changes: dict[str, Any] = {}
+            if shrinking is not None and shrinking.pruning.due(number):
+                state, networks, changes = yield from shrinking.cut(
+                    number, row, state, networks, ledger
+                )
+                row = replace(row, state={**row.state, **changes})
+            self._commit(name, number, state, ledger, metrics, changes)
         scores = yield from self._evaluate(arm, state, networks, ledger)
         ended = {
             "ledger": ledger.to_json(),
@@ -205,6 +227,22 @@ class Specialisation:
         }
         rounds = self._config.rounds.count
         self._library.save_run(Run(name, "done", rounds, row.spec, {**row.state, **ended}))
+
+    def _shrinking(self, arm: Arm, adapter: AdapterConfig) -> Shrinking | None:
+        """How the arm's networks go on shrinking, if they do: those that are cut at all."""
+        if self._sizes is None or self._config.pruning is None or arm.scores is None:
+            return None
+        return Shrinking(
+            self._here,
+            self._pictures,
+            self._base,
+            self._library,
+            self._config,
+            self._config.pruning,
+            self._sizes,
+            adapter,
+            self._num_classes,
+        )
 
     def _install(
         self, networks: Networks, ledger: Ledger
@@ -249,6 +287,7 @@ class Specialisation:
                 run=networks.run,
                 round=number,
                 adapter=adapter_digest,
+                network=networks.meant(device),
                 codec=arm.update_codec or self._config.update_codec,
                 evaluate=True,
                 seed=self._config.seed,
@@ -303,6 +342,7 @@ class Specialisation:
                 run=networks.run,
                 round=rounds,
                 adapter=adapter_digest,
+                network=networks.meant(device),
                 scorer=scorer,
                 seed=self._config.seed,
                 keep=arm.publishes,
@@ -329,10 +369,11 @@ class Specialisation:
         state: CohortState,
         ledger: Ledger,
         metrics: dict[str, float],
+        changes: Mapping[str, Any] | None = None,
     ) -> None:
-        """Make a round durable before the next one starts."""
+        """Make a round durable before the next one starts, with what it changes in the run."""
         self._library.commit_round(
-            name, number, state.to_bytes(), metrics, {"ledger": ledger.to_json()}
+            name, number, state.to_bytes(), metrics, {**(changes or {}), "ledger": ledger.to_json()}
         )
 
 

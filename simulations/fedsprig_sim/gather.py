@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from fedsprig.errors import RunError
 from fedsprig.masks import Mask
 from fedsprig.masks.costs import BYTES_PER_PARAMETER
-from fedsprig.wire import DESCRIBE, EVALUATE, INSTALL, ROUND
+from fedsprig.wire import ATTENTION, CUT, DESCRIBE, EVALUATE, INSTALL, ROUND
 from fedsprig_server.base import Base
 from fedsprig_server.config import ServerConfig
 from fedsprig_server.ledger import Ledger
@@ -18,6 +18,7 @@ from fedsprig_sim.result import (
     ArmName,
     ArmRecord,
     BaseSummary,
+    CutRecord,
     DeviceRecord,
     Download,
     LibraryRecord,
@@ -109,7 +110,7 @@ def _task(
                 },
                 update_bytes=own.largest_update.get(device.name, 0),
                 download_bytes=_down(probe, device.name, DESCRIBE)
-                + _down(own, device.name, INSTALL, ROUND, EVALUATE),
+                + _down(own, device.name, INSTALL, ROUND, ATTENTION, CUT, EVALUATE),
                 seconds=_seconds(probe, device.name) + _seconds(own, device.name),
                 rounds=own.rounds.get(device.name, 0),
             )
@@ -123,6 +124,7 @@ def _task(
             probe=_mean(_down(probe, name, DESCRIBE) for name in names),
             sub_network=_mean(_down(own, name, INSTALL) for name in names),
             rounds=_mean(_down(own, name, ROUND, EVALUATE) for name in names),
+            pruning=_mean(_down(own, name, ATTENTION, CUT) for name in names),
         ),
         neighbours=tuple(
             NeighbourRecord(**near) for near in described.state["neighbours"][:SHOWN_NEIGHBOURS]
@@ -133,6 +135,7 @@ def _task(
                 curve=_curve(ledger, last),
                 device_seconds=_training_seconds(ledger),
                 truncation=_truncation(library, f"{spec.name}.{arm}"),
+                cuts=_cuts(spec, arms[arm]),
             )
             for arm, ledger in ledgers.items()
         },
@@ -200,6 +203,29 @@ def _truncation(library: Library, run: str) -> tuple[TruncationRecord, ...]:
         TruncationRecord(worst=metrics["truncation_worst"], mean=metrics["truncation_mean"])
         for metrics in found
     )
+
+
+def _cuts(spec: TaskSpec, run: Run) -> tuple[CutRecord, ...]:
+    """A record for every cut and budget: devices of one budget are cut alike."""
+    budgets = {device.name: device.budget for device in spec.devices}
+    records = []
+    for cut in run.state.get("cuts", []):
+        before = cut["accuracy"]
+        for width in cut["widths"]:
+            for budget in dict.fromkeys(budgets[name] for name in width["devices"]):
+                known = [value for name, value in before.items() if budgets[name] == budget]
+                records.append(
+                    CutRecord(
+                        round=cut["round"],
+                        budget=budget,
+                        threshold=width["threshold"],
+                        units=width["units"],
+                        parameters=width["parameters"],
+                        macs=width["macs"],
+                        accuracy_before=statistics.fmean(known or before.values()),
+                    )
+                )
+    return tuple(records)
 
 
 def _down(ledger: Ledger, device: str, *kinds: str) -> int:

@@ -127,6 +127,8 @@ class Download(Record):
     """Plan, mask and weights of the sub-network."""
     rounds: Count
     """Adapters of all rounds."""
+    pruning: Count = 0
+    """Adapters that attention was measured with, masks, and adapters of the smaller networks."""
 
 
 class TruncationRecord(Record):
@@ -136,6 +138,23 @@ class TruncationRecord(Record):
     """Relative error (Frobenius norm) of the layer that lost most."""
     mean: Share
     """Mean of the relative errors."""
+
+
+class CutRecord(Record):
+    """A network that lost units while it trained."""
+
+    round: Annotated[int, Field(ge=1)]
+    """That it followed."""
+    budget: str
+    threshold: Annotated[float, Field(ge=0)]
+    """The largest threshold T of a dropped unit; 0 where none was dropped."""
+    units: Count
+    """That were left."""
+    parameters: Count
+    macs: Count
+    accuracy_before: Share
+    """Of the network that was cut, mean over the devices of this budget. How the smaller one did is
+    the curve's point of the same round."""
 
 
 class ArmRecord(Record):
@@ -148,6 +167,8 @@ class ArmRecord(Record):
     """Training on one device, all rounds, mean over devices."""
     truncation: tuple[TruncationRecord, ...] = ()
     """By round, where products were refactored."""
+    cuts: tuple[CutRecord, ...] = ()
+    """By round and budget, where networks went on shrinking."""
 
 
 class DeviceRecord(Record):
@@ -245,7 +266,8 @@ class TaskRecord(Record):
     @property
     def download_bytes(self) -> int:
         """Bytes that one device received in all, mean over devices."""
-        return self.download.probe + self.download.sub_network + self.download.rounds
+        download = self.download
+        return download.probe + download.sub_network + download.rounds + download.pruning
 
     @computed_field
     @property

@@ -26,7 +26,7 @@ from fedsprig.subnetwork import AdapterConfig
 from fedsprig.wire.budgets import from_wire, to_wire
 from fedsprig_server.aggregation import AGGREGATIONS
 from fedsprig_server.base import Base
-from fedsprig_server.config import RoundsConfig, SelectionConfig, ServerConfig
+from fedsprig_server.config import PruningConfig, RoundsConfig, SelectionConfig, ServerConfig
 from fedsprig_server.library import Library
 from fedsprig_server.library_build import BuildConfig, build_library
 from fedsprig_server.one_shot import cut
@@ -145,6 +145,7 @@ def server_config(scenario: Scenario, expansion: Expansion, library: Path) -> Se
             quorum=rounds.quorum,
         ),
         selection=SelectionConfig(**scenario.selection.model_dump()),
+        pruning=PruningConfig(**scenario.pruning.model_dump()) if scenario.pruning else None,
         update_codec=scenario.codecs.update,
         adapter_codec=scenario.codecs.adapter,
         weights_codec=scenario.codecs.weights,

@@ -26,6 +26,7 @@ from fedsprig_sim.sections import (
     DrawSection,
     LibrarySection,
     Name,
+    PruningSection,
     RoundsSection,
     Runtime,
     Section,
@@ -62,6 +63,8 @@ class Scenario(Section):
     rounds: RoundsSection = RoundsSection()
     codecs: CodecsSection = CodecsSection()
     selection: SelectionSection = SelectionSection()
+    pruning: PruningSection | None = None
+    """Without it, networks stay as they were cut."""
     compare: tuple[Arm, ...] = ("magnitude", "random", "full_finetune")
     """What the one-shot masks are compared with, at the same budgets, pictures and steps."""
     runtime: Runtime = "in-process"
@@ -85,9 +88,23 @@ class Scenario(Section):
         for budget in self.devices.budgets:
             if budget not in self.budgets:
                 raise ValueError("devices: " + unknown("budget", budget, self.budgets))
+        if self.pruning is not None:
+            self._check_pruning(self.pruning)
         if len(set(self.compare)) < len(self.compare):
             raise ValueError("compare names an arm twice")
         return self
+
+    def _check_pruning(self, pruning: PruningSection) -> None:
+        last = pruning.every * pruning.cuts
+        if last >= self.rounds.count:
+            raise ValueError(
+                f"pruning: the last cut follows round {last} of {self.rounds.count}, and nothing "
+                f"trains after it: raise rounds.count to {last + 1} or more"
+            )
+        if self.adapter.rank_rule != "layer":
+            raise ValueError('pruning needs adapter.rank_rule = "layer", whose ranks no cut lowers')
+        if self.selection.round_to != 1:
+            raise ValueError("pruning drops single units: leave selection.round_to away")
 
     @classmethod
     def load(cls, path: Path | str, *, data: Mapping[str, Path | str] | None = None) -> Scenario:

@@ -252,3 +252,25 @@ class SelectionSection(Section):
     """Widths are multiples of this number."""
     protect: tuple[str, ...] = ()
     """Groups, or kinds of groups, that stay whole."""
+
+
+class PruningSection(Section):
+    """Networks that go on shrinking while they train, by the attention of their units."""
+
+    method: Literal["aap"] = "aap"
+    every: Annotated[int, Field(ge=1)] = 1
+    """Rounds before the first cut, and between one and the next."""
+    cuts: Annotated[int, Field(ge=1)] = 2
+    """How many there are. A budget's limits hold from the last one on."""
+    start: Annotated[float, Field(gt=1)] = 2.0
+    """Size of the first networks over that of the budget, at most the whole base model; what is
+    left of a budget's limits shrinks by the same factor with every cut."""
+    weighting: Literal["budget", "parameters", "macs"] = "budget"
+    """Layers are pruned by their share of parameters or of multiply-accumulates. ``budget``: the
+    latter where a budget limits those."""
+    power: Annotated[float, Field(gt=0)] = 1.0
+    """Of the magnitudes that are summed up."""
+    form: Literal["mean", "sum", "max"] = "mean"
+    """How the pixels of a unit's map are taken together."""
+    pictures: Annotated[int, Field(ge=1)] = 1024
+    """That a device measures on, at most."""

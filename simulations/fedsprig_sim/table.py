@@ -9,7 +9,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from fedsprig_sim.report.wording import human_bytes, listed, notes, percent, summary_sentence
+from fedsprig_sim.report.wording import cuts, human_bytes, listed, notes, percent, summary_sentence
 from fedsprig_sim.result import ARMS, ArmName, Result, TaskRecord
 
 _HEADINGS: dict[ArmName, str] = {
@@ -51,6 +51,9 @@ def result_table(result: Result, *, gap: int = 1) -> RenderableType:
     table.add_section()
     table.add_row(Text("mean", style="bold"), *_mean_cells(result, arms))
     lines: list[RenderableType] = [Text(summary_sentence(result)), Text(), table, Text(_key(arms))]
+    if shrunk := [line for task in result.tasks for line in cuts(task)]:
+        lines += [Text(), Text("Shrunk while they trained, to % of MACs / parameters:")]
+        lines += [Text(f"  {line}") for line in shrunk]
     lines += [Text(f"[{number}] {note}") for number, note in enumerate(caveats, 1)]
     return Group(*lines)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from fedsprig.graph.index import KeptIndex, kept_axes, kept_index, restrict
+from fedsprig.graph.index import KeptIndex, index_within, kept_axes, kept_index, restrict
 from fedsprig.graph.plan import AxisMap, Group, GroupPlan, Tap
 from fedsprig.graph.shrink import shrink_plan
 
@@ -32,6 +32,7 @@ __all__ = [
     "KeptIndex",
     "Tap",
     "apply_mask",
+    "index_within",
     "kept_axes",
     "kept_index",
     "load_small",

@@ -24,6 +24,8 @@ KeptIndex = Mapping[str, Mapping[int, Kept]]
 
 Value = TypeVar("Value", "npt.NDArray[Any]", "Tensor")
 
+_NOWHERE: Kept = np.array([-1], np.int64)  # stands for an axis that stays whole
+
 # adapter tensor suffix -> {its axis: axis of "<module>.weight" whose kept positions it shares}
 _FOLLOWERS: dict[str, dict[int, int]] = {
     "adapter_b": {0: 0},
@@ -75,6 +77,33 @@ def kept_index(plan: GroupPlan, mask: UnitMask) -> KeptIndex:
     for (tensor, axis), flags in keep.items():
         index.setdefault(tensor, {})[axis] = np.flatnonzero(flags).astype(np.int64)
     return index
+
+
+def index_within(outer: KeptIndex, inner: KeptIndex) -> KeptIndex:
+    """What a smaller mask leaves of tensors that a larger one has cut already.
+
+    Args:
+        outer: of the larger mask, in the base's positions.
+        inner: of the smaller one, likewise.
+
+    Returns:
+        The positions of ``inner`` counted among those of ``outer``; only axes that lose something.
+
+    Raises:
+        PlanError: ``inner`` keeps what ``outer`` does not.
+    """
+    for tensor, axes in outer.items():
+        for axis, there in axes.items():
+            if not np.isin(inner.get(tensor, {}).get(axis, _NOWHERE), there).all():
+                raise PlanError(f"the smaller mask keeps more of {tensor} than the larger one")
+    found: dict[str, dict[int, Kept]] = {}
+    for tensor, axes in inner.items():
+        for axis, stays in axes.items():
+            had = outer.get(tensor, {}).get(axis)
+            if had is None or len(stays) < len(had):
+                places = stays if had is None else np.searchsorted(had, stays).astype(np.int64)
+                found.setdefault(tensor, {})[axis] = places
+    return found
 
 
 def follow(name: str) -> tuple[str, dict[int, int]]:

@@ -1,6 +1,8 @@
 """What travels between server and device: kinds, envelopes, and the parsing of their bytes."""
 
 from fedsprig.wire.envelope import (
+    ATTENTION,
+    CUT,
     DESCRIBE,
     EVALUATE,
     INSTALL,
@@ -11,4 +13,15 @@ from fedsprig.wire.envelope import (
     parse,
 )
 
-__all__ = ["DESCRIBE", "EVALUATE", "INSTALL", "KINDS", "PROFILE", "ROUND", "Envelope", "parse"]
+__all__ = [
+    "ATTENTION",
+    "CUT",
+    "DESCRIBE",
+    "EVALUATE",
+    "INSTALL",
+    "KINDS",
+    "PROFILE",
+    "ROUND",
+    "Envelope",
+    "parse",
+]

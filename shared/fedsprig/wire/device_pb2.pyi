@@ -159,7 +159,7 @@ class Evaluation(_message.Message):
     def __init__(self, accuracy: _Optional[float] = ..., loss: _Optional[float] = ..., pictures: _Optional[int] = ...) -> None: ...
 
 class RoundRequest(_message.Message):
-    __slots__ = ("run", "round", "adapter", "training", "codec", "evaluate", "seed")
+    __slots__ = ("run", "round", "adapter", "training", "codec", "evaluate", "seed", "network")
     RUN_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     ADAPTER_FIELD_NUMBER: _ClassVar[int]
@@ -167,6 +167,7 @@ class RoundRequest(_message.Message):
     CODEC_FIELD_NUMBER: _ClassVar[int]
     EVALUATE_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
+    NETWORK_FIELD_NUMBER: _ClassVar[int]
     run: str
     round: int
     adapter: str
@@ -174,7 +175,8 @@ class RoundRequest(_message.Message):
     codec: str
     evaluate: bool
     seed: int
-    def __init__(self, run: _Optional[str] = ..., round: _Optional[int] = ..., adapter: _Optional[str] = ..., training: _Optional[_Union[LocalTraining, _Mapping]] = ..., codec: _Optional[str] = ..., evaluate: _Optional[bool] = ..., seed: _Optional[int] = ...) -> None: ...
+    network: str
+    def __init__(self, run: _Optional[str] = ..., round: _Optional[int] = ..., adapter: _Optional[str] = ..., training: _Optional[_Union[LocalTraining, _Mapping]] = ..., codec: _Optional[str] = ..., evaluate: _Optional[bool] = ..., seed: _Optional[int] = ..., network: _Optional[str] = ...) -> None: ...
 
 class RoundReply(_message.Message):
     __slots__ = ("pictures", "loss", "seconds", "evaluation")
@@ -189,20 +191,22 @@ class RoundReply(_message.Message):
     def __init__(self, pictures: _Optional[int] = ..., loss: _Optional[float] = ..., seconds: _Optional[float] = ..., evaluation: _Optional[_Union[Evaluation, _Mapping]] = ...) -> None: ...
 
 class EvaluateRequest(_message.Message):
-    __slots__ = ("run", "round", "adapter", "scorer", "seed", "keep")
+    __slots__ = ("run", "round", "adapter", "scorer", "seed", "keep", "network")
     RUN_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     ADAPTER_FIELD_NUMBER: _ClassVar[int]
     SCORER_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
     KEEP_FIELD_NUMBER: _ClassVar[int]
+    NETWORK_FIELD_NUMBER: _ClassVar[int]
     run: str
     round: int
     adapter: str
     scorer: str
     seed: int
     keep: bool
-    def __init__(self, run: _Optional[str] = ..., round: _Optional[int] = ..., adapter: _Optional[str] = ..., scorer: _Optional[str] = ..., seed: _Optional[int] = ..., keep: _Optional[bool] = ...) -> None: ...
+    network: str
+    def __init__(self, run: _Optional[str] = ..., round: _Optional[int] = ..., adapter: _Optional[str] = ..., scorer: _Optional[str] = ..., seed: _Optional[int] = ..., keep: _Optional[bool] = ..., network: _Optional[str] = ...) -> None: ...
 
 class EvaluateReply(_message.Message):
     __slots__ = ("evaluation", "seconds")
@@ -211,3 +215,55 @@ class EvaluateReply(_message.Message):
     evaluation: Evaluation
     seconds: float
     def __init__(self, evaluation: _Optional[_Union[Evaluation, _Mapping]] = ..., seconds: _Optional[float] = ...) -> None: ...
+
+class AttentionRequest(_message.Message):
+    __slots__ = ("run", "round", "adapter", "network", "power", "form", "pictures", "seed")
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_FIELD_NUMBER: _ClassVar[int]
+    NETWORK_FIELD_NUMBER: _ClassVar[int]
+    POWER_FIELD_NUMBER: _ClassVar[int]
+    FORM_FIELD_NUMBER: _ClassVar[int]
+    PICTURES_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    run: str
+    round: int
+    adapter: str
+    network: str
+    power: float
+    form: str
+    pictures: int
+    seed: int
+    def __init__(self, run: _Optional[str] = ..., round: _Optional[int] = ..., adapter: _Optional[str] = ..., network: _Optional[str] = ..., power: _Optional[float] = ..., form: _Optional[str] = ..., pictures: _Optional[int] = ..., seed: _Optional[int] = ...) -> None: ...
+
+class AttentionReply(_message.Message):
+    __slots__ = ("pictures", "seconds", "evaluation")
+    PICTURES_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    EVALUATION_FIELD_NUMBER: _ClassVar[int]
+    pictures: int
+    seconds: float
+    evaluation: Evaluation
+    def __init__(self, pictures: _Optional[int] = ..., seconds: _Optional[float] = ..., evaluation: _Optional[_Union[Evaluation, _Mapping]] = ...) -> None: ...
+
+class CutRequest(_message.Message):
+    __slots__ = ("run", "round", "adapter", "mask", "content")
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_FIELD_NUMBER: _ClassVar[int]
+    MASK_FIELD_NUMBER: _ClassVar[int]
+    CONTENT_FIELD_NUMBER: _ClassVar[int]
+    run: str
+    round: int
+    adapter: str
+    mask: bytes
+    content: str
+    def __init__(self, run: _Optional[str] = ..., round: _Optional[int] = ..., adapter: _Optional[str] = ..., mask: _Optional[bytes] = ..., content: _Optional[str] = ...) -> None: ...
+
+class CutReply(_message.Message):
+    __slots__ = ("pictures", "seconds")
+    PICTURES_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    pictures: int
+    seconds: float
+    def __init__(self, pictures: _Optional[int] = ..., seconds: _Optional[float] = ...) -> None: ...

@@ -17,8 +17,10 @@ PROFILE: Final = "query.profile"
 DESCRIBE: Final = "query.describe"
 INSTALL: Final = "query.install"
 ROUND: Final = "train.round"
+ATTENTION: Final = "query.attention"
+CUT: Final = "query.cut"
 EVALUATE: Final = "evaluate.adapter"
-KINDS: Final = (PROFILE, DESCRIBE, INSTALL, ROUND, EVALUATE)
+KINDS: Final = (PROFILE, DESCRIBE, INSTALL, ROUND, ATTENTION, CUT, EVALUATE)
 
 BODY_BYTES: Final = 1 << 20
 BLOB_BYTES: Final = 1 << 30

@@ -100,6 +100,8 @@ def byte_bars(task: TaskRecord) -> Markup:
         ("down: adapters, in all", task.download.rounds, "down"),
         ("up: one update", task.update_bytes, "up"),
     ]
+    if task.download.pruning:
+        rows.insert(-1, ("down: for pruning", task.download.pruning, "down"))
     width, left, row, bar = 560, 186, 32, 14
     room = width - left - 148
     longest = max(count for _, count, _ in rows) or 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from statistics import fmean
 
-from fedsprig_sim.result import ArmName, Result
+from fedsprig_sim.result import ArmName, Result, TaskRecord
 
 ARM_TITLES: dict[ArmName, str] = {
     "one_shot": "one-shot",
@@ -84,6 +84,21 @@ def _truncation(result: Result) -> str:
         f" Factoring the averaged adapters again lost {percent(mean)} % of a layer's change a "
         f"round, {percent(worst)} % at most."
     )
+
+
+def cuts(task: TaskRecord) -> list[str]:
+    """How networks went on shrinking, a line for every budget; none where they did not."""
+    made = task.arms["one_shot"].cuts
+    lines = []
+    for budget in dict.fromkeys(cut.budget for cut in made):
+        steps = [
+            f"{percent(cut.macs / task.base_macs, 0)} / "
+            f"{percent(cut.parameters / task.base_parameters, 0)} after round {cut.round}"
+            for cut in made
+            if cut.budget == budget
+        ]
+        lines.append(f"{task.name}, {budget}: {listed(steps)}")
+    return lines
 
 
 def listed(parts: list[str]) -> str:

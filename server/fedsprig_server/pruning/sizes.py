@@ -1,0 +1,131 @@
+"""Limits on their way from the first networks down to the budgets, and what meets them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsprig.errors import InfeasibleBudgetError
+from fedsprig.graph import GroupPlan
+from fedsprig.masks import Budget, Mask
+from fedsprig.masks.costs import BYTES_PER_PARAMETER, PlanCosts
+from fedsprig.masks.order import ROUNDING
+from fedsprig.pruning.job import least_units
+from fedsprig_server.base import Base
+from fedsprig_server.config import PruningConfig, SelectionConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """What a network measures where budgets have limits."""
+
+    units: int
+    parameters: int
+    macs: int
+
+
+class Sizes:
+    """Sizes and limits of a task's networks, its own classifier included.
+
+    Attributes:
+        plan: The base's, with the task's classifier.
+        least: Units that every network keeps, by group.
+    """
+
+    def __init__(
+        self, base: Base, pruning: PruningConfig, selection: SelectionConfig, *, num_classes: int
+    ) -> None:
+        self.plan: GroupPlan = base.plan.with_num_classes(num_classes)
+        self.least = least_units(self.plan, selection.floor, selection.protect)
+        self._base, self._pruning = base, pruning
+        self._costs = PlanCosts(self.plan)
+
+    def of(self, mask: Mask) -> Size:
+        """The size of a mask's network."""
+        kept = self._costs.kept(mask)
+        return Size(int(kept.sum()), self._costs.parameters(kept), self._costs.macs(kept))
+
+    def limits(self, budget: Budget, done: int) -> Budget:
+        """What a device's network has to meet when some of the cuts are done.
+
+        Every limit ``b`` shrinks by the same factor with every cut, from ``start * b`` (or the
+        whole base model, where that is less) to ``b`` itself.
+
+        Args:
+            budget: The device's own limits.
+            done: Cuts that are done: 0 for the first networks.
+        """
+        left = 1 - done / self._pruning.cuts
+        wider: dict[str, Any] = {}
+        for name, limit in budget.limits().items():
+            first = min(self._pruning.start * limit, self._whole(name))
+            value = limit * max(1.0, first / limit) ** left
+            wider[name] = value if isinstance(limit, float) else math.floor(value)
+        return Budget(**wider)
+
+    def fits(self, mask: Mask, budgets: Iterable[Budget]) -> bool:
+        """Whether a mask's network meets all limits of all budgets."""
+        return self.fit(self._costs.kept(mask), budgets, lambda: mask)
+
+    def fit(
+        self, kept: NDArray[np.int64], budgets: Iterable[Budget], mask: Callable[[], Mask]
+    ) -> bool:
+        """The same from how many units are kept, in microseconds.
+
+        Args:
+            kept: int64 ``[groups]``, in the plan's order.
+            budgets: All of their limits are to be met.
+            mask: Gives the mask itself, which a limit of peak bytes is measured on.
+        """
+        peaks = []
+        for budget in budgets:
+            if budget.peak_bytes is not None:
+                peaks.append(budget.peak_bytes)
+            if budget.weight_bytes is not None:
+                parameters = self._costs.parameters(kept)
+                if BYTES_PER_PARAMETER * parameters > budget.weight_bytes:
+                    return False
+            if budget.macs is not None and self._costs.macs(kept) > budget.macs:
+                return False
+            if budget.units is not None:
+                allowed = math.floor(budget.units * self.plan.units + ROUNDING)
+                if int(kept.sum()) > allowed:
+                    return False
+        return not peaks or self._base.peak_bytes(mask()) <= min(peaks)
+
+    def check(self, budget: Budget) -> None:
+        """Refuse a budget that the smallest network does not meet, before anything is trained.
+
+        Raises:
+            InfeasibleBudgetError: It is below that network.
+        """
+        smallest = Mask(
+            {
+                group.name: np.arange(group.units) < self.least[group.name]
+                for group in self.plan.groups
+            }
+        )
+        if not self.fits(smallest, [budget]):
+            size = self.of(smallest)
+            limits = ", ".join(f"{name} = {value:g}" for name, value in budget.limits().items())
+            raise InfeasibleBudgetError(
+                f"the smallest network needs {BYTES_PER_PARAMETER * size.parameters:,} "
+                f"weight_bytes and {size.macs:,} macs, the limits are {limits}: raise them, or "
+                "lower floor"
+            )
+
+    def _whole(self, name: str) -> float:
+        """The whole base model's size where a budget has the limit of that name."""
+        whole = Mask.full(self.plan)
+        size = self.of(whole)
+        has: Mapping[str, float] = {
+            "weight_bytes": BYTES_PER_PARAMETER * size.parameters,
+            "macs": size.macs,
+            "units": 1.0,
+        }
+        return has[name] if name in has else float(self._base.peak_bytes(whole))
