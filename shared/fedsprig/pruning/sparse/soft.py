@@ -97,7 +97,9 @@ def soft_mask(values: Tensor, drop: Tensor, softness: Softness) -> Tensor:
     wide = values.to(torch.promote_types(values.dtype, torch.float32))
     t = border(wide, drop)
     if softness.tau is not None:
-        mask = ((wide.square() - t.square()) / softness.tau).clamp(-_LIMIT, _LIMIT).sigmoid()
+        # As a product: the difference of two infinite squares would be no number.
+        exponent = (wide - t) * (wide + t) / softness.tau
+        mask = exponent.clamp(-_LIMIT, _LIMIT).sigmoid()
     else:
         # Relative to t before squaring: squares of small weights would vanish. Clamped before it:
         # the square of an infinite ratio would have a gradient that is no number.
