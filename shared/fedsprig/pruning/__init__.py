@@ -16,9 +16,11 @@ from fedsprig.pruning.product import Product, Progress, Pruner, silent
 from fedsprig.pruning.rewinding import Schedule
 from fedsprig.pruning.sparse import PDP, GradualMagnitude
 from fedsprig.pruning.target import Policy, Target
+from fedsprig.pruning.visual_prompt import PASS
 
 __all__ = [
     "AAP",
+    "PASS",
     "PDP",
     "PRUNERS",
     "GradualMagnitude",
@@ -42,6 +44,7 @@ PRUNERS: Final[Mapping[str, Pruner]] = MappingProxyType(
         "gmp": GradualMagnitude(),
         "magnitude": OneShot(criterion="magnitude"),
         "magnitude-l2": OneShot(criterion="magnitude", options=(("p", 2.0),)),
+        "pass": PASS(),
         "pdp": PDP(),
         "random": OneShot(criterion="random"),
         "snip": OneShot(criterion="snip"),

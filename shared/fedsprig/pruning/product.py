@@ -16,6 +16,7 @@ from fedsprig.graph import materialize
 from fedsprig.graph.plan import GroupPlan
 from fedsprig.masks import Mask, ScoreSet
 from fedsprig.masks.weights import WeightMask
+from fedsprig.pruning.input_frame import INPUT_FRAME, add_to_input
 from fedsprig.pruning.job import Job
 
 _WEIGHT_MASK: Final = "weight_mask"
@@ -42,7 +43,8 @@ class Product:
             the whole network's multiply-accumulates. Budgets that cannot be met are left out.
         weights: the trained small network, by state name.
         weight_mask: single weights that are zero in it; ``None`` where whole units alone went.
-        state: what else a method keeps with an entry, by name.
+        state: what else a method keeps with an entry, by name; what is called ``"input_frame"`` is
+            added to every picture that the network is given.
         metrics: finite figures by name.
         settings: the settings that made it and what happened in every round, as plain JSON data.
     """
@@ -66,6 +68,8 @@ class Product:
         """
         small = materialize(model, plan, self.mask)
         small.load_state_dict({name: torch.from_numpy(a) for name, a in self.weights.items()})
+        if INPUT_FRAME in self.state:
+            add_to_input(small, torch.from_numpy(self.state[INPUT_FRAME]))
         return small.eval()
 
     def weights_bytes(self) -> bytes:

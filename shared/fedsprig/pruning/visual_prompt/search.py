@@ -1,0 +1,220 @@
+"""The search for a mask: hyper-network, prompt encoder and prompt learn together, weights stand."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from fedsprig.artifacts.container import Array
+from fedsprig.masks import Budget, ScoreSet
+from fedsprig.pruning.gates import gated
+from fedsprig.pruning.input_frame import framed
+from fedsprig.pruning.job import Labelled
+from fedsprig.pruning.rewinding import part
+from fedsprig.pruning.trials import Part
+from fedsprig.pruning.visual_prompt.hyper_network import HyperNetwork
+from fedsprig.pruning.visual_prompt.prompt import Prompt, PromptEncoder
+from fedsprig.pruning.visual_prompt.selection import Selection, between
+from fedsprig.seeds import derive_seed
+from fedsprig.training import TrainConfig, fit
+from fedsprig.training.modes import device_of
+
+PromptKind = Literal["learned", "fixed", "none"]
+
+_MOMENTUM: Final = "momentum:"
+
+
+class Scorer(nn.Module):
+    """theta and omega: everything between a prompt and scores, of one network.
+
+    Attributes:
+        hyper_network: theta.
+        encoder: omega; ``None`` where no prompt is read.
+    """
+
+    def __init__(self, hyper_network: HyperNetwork, encoder: PromptEncoder | None) -> None:
+        super().__init__()
+        self.hyper_network = hyper_network
+        self.encoder = encoder
+
+    @classmethod
+    def drawn(
+        cls,
+        statistics: Sequence[Tensor],
+        channels: int,
+        *,
+        width: int,
+        recurrent: bool,
+        prompted: bool,
+        seed: int,
+    ) -> Scorer:
+        """One that has learnt nothing.
+
+        Args:
+            statistics: of every group.
+            channels: of the pictures.
+            width: d.
+            recurrent: LSTM cell or perceptron.
+            prompted: whether it reads a prompt.
+            seed: of the first weights.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        return cls(
+            HyperNetwork(statistics, width, generator, recurrent=recurrent),
+            PromptEncoder(channels, width, generator) if prompted else None,
+        )
+
+    def forward(self, frame: Tensor | None) -> list[Tensor]:
+        """Soft scores by group, for a prompt's frame ``[c, h, w]``.
+
+        Without a frame or an encoder, the state begins at zero.
+        """
+        if frame is None or self.encoder is None:
+            zero = self.hyper_network.slopes.new_zeros(2 * self.hyper_network.width)
+            return list(self.hyper_network(zero))
+        return list(self.hyper_network(self.encoder(frame)))
+
+
+class Search(nn.Module):
+    """A network whose units pass the gates that a scorer opens; maps pictures to logits.
+
+    The network's weights stand still, but for its head. In training, batch normalisation goes by
+    the batch: the running statistics are those of the whole network, and behind closed gates
+    activations have others (the cut network's are measured anew, too). Gates act where units are
+    consumed, so that closed ones learn (:func:`fedsprig.pruning.gates.gated`).
+
+    Attributes:
+        network: a copy.
+        scorer: theta and omega.
+        prompt: V.
+        selection: how scores become gates.
+        budget: what the gates keep to; the whole network's at first, set before every step.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        selection: Selection,
+        scorer: Scorer,
+        prompt: Prompt | None,
+    ) -> None:
+        super().__init__()
+        self.network = copy.deepcopy(network).requires_grad_(False)
+        head = selection.plan.head
+        if head:
+            self.network.get_submodule(head).requires_grad_(True)
+        self.scorer = scorer
+        self.prompt = prompt
+        self.budget = between(selection.plan, Budget(macs=1), 0)
+        self.selection = selection
+        self.to(device_of(network))
+
+    def scores(self) -> ScoreSet:
+        """The soft scores of all units."""
+        with torch.no_grad():
+            return self.selection.score_set(self.scorer(self._frame()))
+
+    def frame(self) -> Array | None:
+        """What the prompt adds to pictures, float32 ``[c, h, w]``."""
+        return None if self.prompt is None else self.prompt().detach().cpu().numpy().copy()
+
+    def learnt(self) -> dict[str, Array]:
+        """Copies of all that trains, by name."""
+        return {
+            name: value.detach().cpu().numpy().copy()
+            for name, value in self.named_parameters()
+            if value.requires_grad
+        }
+
+    def restore(self, arrays: Mapping[str, Array]) -> None:
+        """Take back what :meth:`learnt` gave."""
+        with torch.no_grad():
+            for name, value in self.named_parameters():
+                if value.requires_grad:
+                    value.copy_(torch.from_numpy(arrays[name]))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits of ``images [n, c, h, w]``."""
+        frame = self._frame()
+        gates = self.selection.gates(self.scorer(frame), self.budget)
+        parameters = dict(self.network.named_parameters())
+        opened = gated(parameters, self.selection.plan, gates, where="consumed")
+        pictures = images if frame is None else framed(images, frame)
+        logits: Tensor = functional_call(self.network, opened, (pictures,))
+        return logits
+
+    def _frame(self) -> Tensor | None:
+        return None if self.prompt is None else self.prompt()
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Course:
+    """How a search goes on.
+
+    Attributes:
+        config: how long and how.
+        budget: what it ends at; ``weight_bytes`` or ``macs``.
+        seed: of the order of the pictures, epoch by epoch.
+    """
+
+    config: TrainConfig
+    budget: Budget
+    seed: int
+
+    def run(
+        self,
+        search: Search,
+        pictures: Labelled,
+        *,
+        progress: Callable[[int, int], None] = lambda done, steps: None,
+        saved: Part | None = None,
+        save: Callable[[Mapping[str, Any], Mapping[str, Array]], None] = lambda state, arrays: None,
+    ) -> None:
+        """Learn in place, an epoch at a time; a search that counts steps is one epoch.
+
+        Args:
+            search: as it was made; a resumed one too.
+            pictures: what it learns from.
+            progress: told of the steps done and all steps.
+            saved: what ``save`` was given last, to go on from there.
+            save: given all that a resumed search needs, after every epoch.
+        """
+        plan = search.selection.plan
+        total = self.config.total_steps(len(pictures.images))
+        parts = 1 if self.config.epochs is None else self.config.epochs
+        begun, momenta = 0, dict[str, Tensor]()
+        if saved is not None:
+            state, arrays = saved
+            begun = int(state["epochs"])
+            search.restore(arrays)
+            momenta = {
+                name.removeprefix(_MOMENTUM): torch.from_numpy(array)
+                for name, array in arrays.items()
+                if name.startswith(_MOMENTUM)
+            }
+        for epoch in range(begun, parts):
+            first = epoch * (total // parts)
+
+            def told(step: int, _: int, loss: float, first: int = first) -> None:
+                search.budget = between(plan, self.budget, (first + step) / total)
+                progress(first + step, total)
+
+            search.budget = between(plan, self.budget, first / max(1, total))
+            fit(
+                search,
+                pictures.images,
+                pictures.labels,
+                self.config if parts == 1 else part(self.config, epoch, epoch + 1),
+                seed=derive_seed(self.seed, "search", str(epoch)),
+                head=f"network.{plan.head}" if plan.head else "",
+                progress=told,
+                momenta=momenta,
+            )
+            kept = {_MOMENTUM + name: value.cpu().numpy() for name, value in momenta.items()}
+            save({"epochs": epoch + 1}, search.learnt() | kept)
