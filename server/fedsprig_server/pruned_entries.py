@@ -144,7 +144,7 @@ def _changed(settings: Any, key: str, text: str, owner: str) -> Any:
 
 def _read(before: Any, text: str) -> Any:
     """A text as a value of the kind of the one before."""
-    if text == "none":
+    if text == "none" and not isinstance(before, str):
         return None
     if isinstance(before, bool):
         if text not in ("true", "false"):

@@ -129,10 +129,13 @@ def test_settings_are_read_by_the_kind_that_they_have():
     assert changed.step == 0.5
     assert not changed.train_first
     assert configured("taylor", {}) == OneShot(criterion="taylor")
+    found = configured("pass", {"prompt": "none", "statistics": "mean,l2", "search.epochs": "2"})
+    assert (found.prompt, found.statistics, found.search.epochs) == ("none", ("mean", "l2"), 2)
+    assert configured("pass", {"border": "3", "recurrent": "false"}).border == 3
     with pytest.raises(UnknownNameError, match=r"setting of aap 'round': did you mean 'rounds'\?"):
         configured("aap", {"round": "7"})
-    with pytest.raises(UnknownNameError, match="method 'app': did you mean 'aap'"):
-        configured("app", {})
+    with pytest.raises(UnknownNameError, match="method 'aapp': did you mean 'aap'"):
+        configured("aapp", {})
     with pytest.raises(BudgetError, match="rounds='many' is not of the kind of 20"):
         configured("aap", {"rounds": "many"})
 
