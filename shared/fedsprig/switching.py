@@ -3,7 +3,8 @@
 Frozen weights are the bulk of a small network, and all of them come from the base. A task keeps the
 rest (adapter, normalisation, head, and the modules themselves, their frozen weights on the meta
 device); switching to it fills in the frozen ones. What the mask leaves whole is the base's own
-tensor, by reference; what it cuts is selected anew, or found in memory where there was room for it.
+tensor, by reference, unless a codec rounds it; what is cut or rounded is made anew, or found in
+memory where there was room for it.
 Nothing is read, traced or attached again.
 """
 
@@ -69,7 +70,7 @@ class Held:
     Attributes:
         base: The base model.
         tasks: All that belongs to a single task.
-        cuts: Frozen weights of cut layers; bounded, and dropped where room is needed.
+        cuts: Frozen weights that were cut or rounded; bounded, and dropped where room is needed.
     """
 
     base: int
@@ -129,8 +130,8 @@ class TaskSwitch:
             plan: Its groups.
             base: Its parameters and buffers at full size, arrays or tensors on the CPU, as in
                 :class:`fedsprig.bases.BaseWeights`. A classifier and counters are left out.
-            cache_bytes: Room for the frozen weights of cut layers. Those of the tasks that were
-                used longest ago are dropped first, and selected anew when they are wanted.
+            cache_bytes: Room for frozen weights that were cut or rounded. Those of the tasks that
+                were used longest ago are dropped first, and made anew when they are wanted.
 
         Raises:
             WeightsError: A tensor is missing or of another shape than the plan says.
@@ -142,7 +143,6 @@ class TaskSwitch:
         self._cache_bytes = cache_bytes
         self._tasks: dict[str, _Kept] = {}
         self._pieces: OrderedDict[tuple[str, str], dict[str, _Piece]] = OrderedDict()
-        self._rounded: dict[tuple[str, str], _Piece] = {}
         self._base: dict[str, _Piece] = {}
         for name, shape in plan.shapes.items():
             if not belongs_to_base(name, plan.head):
@@ -273,9 +273,8 @@ class TaskSwitch:
     @property
     def held(self) -> Held:
         """What is in memory now, networks that were given out aside."""
-        whole = [*self._base.values(), *self._rounded.values()]
         return Held(
-            base=sum(piece.tensor.nbytes for piece in whole),
+            base=sum(piece.tensor.nbytes for piece in self._base.values()),
             tasks=sum(_own_bytes(task) for task in self._tasks.values()),
             cuts=self._cut_bytes(),
         )
@@ -326,10 +325,11 @@ class TaskSwitch:
             return _Piece.of(_rounded(cut, codec))
         if codec == EXACT or not cut.is_floating_point():
             return base
-        kept = self._rounded.get((name, codec))
-        if kept is None or not kept.is_untouched:
-            kept = self._rounded[name, codec] = _Piece.of(_rounded(cut, codec))
-        return kept
+        for (_, other), found in self._pieces.items():  # what another mask leaves whole, too
+            piece = found.get(name) if other == codec else None
+            if piece and piece.is_untouched and piece.tensor.shape == cut.shape:
+                return piece
+        return _Piece.of(_rounded(cut, codec))
 
     def _shrink(self) -> None:
         """Drop the pieces that were used longest ago, until the others fit."""
@@ -337,13 +337,9 @@ class TaskSwitch:
             self._pieces.popitem(last=False)
 
     def _cut_bytes(self) -> int:
-        whole = {id(piece) for piece in (*self._base.values(), *self._rounded.values())}
-        return sum(
-            piece.tensor.nbytes
-            for found in self._pieces.values()
-            for piece in found.values()
-            if id(piece) not in whole
-        )
+        pieces = {id(p): p.tensor for found in self._pieces.values() for p in found.values()}
+        whole = {id(piece) for piece in self._base.values()}
+        return sum(tensor.nbytes for number, tensor in pieces.items() if number not in whole)
 
 
 def _rounded(tensor: Tensor, codec: str) -> Tensor:

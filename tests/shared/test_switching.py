@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedsprig.adapters import adapter_state, load_adapter_state
+from fedsprig.adapters.splopa import SPLoPALayer
 from fedsprig.bases import BaseWeights, leave_out_base
 from fedsprig.errors import (
     AdapterError,
@@ -34,6 +35,7 @@ KINDS = [
     AdapterConfig(kind="sppara"),
     AdapterConfig(kind="full"),
 ]
+SPLOPA = AdapterConfig(kind="splopa", unadapted="freeze")
 
 
 def base_of(name):
@@ -126,13 +128,13 @@ def test_switching_gives_what_building_gives_to_the_bit(bases, name, codec):
     tasks = [
         task_of(base, seed, keep=keep, adapter=adapter, num_classes=2 + seed, codec=codec)
         for seed, (keep, adapter) in enumerate(
-            [(0.3, KINDS[0]), (1.0, KINDS[1]), (0.7, KINDS[2]), (0.4, KINDS[3])]
+            [(0.3, KINDS[0]), (1.0, KINDS[1]), (0.7, KINDS[2]), (0.4, KINDS[3]), (0.6, SPLOPA)]
         )
     ]
     size = SIZES[name]
     pictures = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
     cached, bare = switch_of(base, *tasks), switch_of(base, *tasks, cache_bytes=0)
-    for letter, task in zip("abcd", tasks, strict=True):
+    for letter, task in zip("abcde", tasks, strict=True):
         expected = ordinary(base, task)
         for switch in (cached, bare, cached):
             found = switch.switch(letter)
@@ -142,10 +144,11 @@ def test_switching_gives_what_building_gives_to_the_bit(bases, name, codec):
     assert bare.held.cuts == 0 < cached.held.cuts
 
 
-@pytest.mark.parametrize("kind", ["splora", "sppara", "full"])
+@pytest.mark.parametrize("kind", ["splora", "sppara", "splopa", "full"])
 def test_every_kind_of_adapter_is_switched_and_trained_alone(bases, kind):
     base = bases["sprig_vit"]
-    adapter = AdapterConfig(kind=kind, rank=2, train_a=True)
+    unadapted = "freeze" if kind == "splopa" else "refuse"
+    adapter = AdapterConfig(kind=kind, rank=2, train_a=True, unadapted=unadapted)
     tasks = [task_of(base, seed, adapter=adapter, codec="float32") for seed in range(2)]
     switch = switch_of(base, *tasks)
     expected = [bits(ordinary(base, task)) for task in tasks]
@@ -354,6 +357,59 @@ def test_bytes_in_memory_are_counted_and_bounded(base, known):
     switch.remove("b")
     assert (switch.held.base, switch.held.tasks, switch.held.cuts) == (whole, 0, 0)
     assert switch.names == ()
+
+
+@pytest.mark.parametrize("train_a", [False, True])
+def test_prototypes_are_shared_within_a_network_and_never_between_two(bases, train_a):
+    adapter = replace(SPLOPA, train_a=train_a)
+    task = task_of(bases["sprig_vit"], 1, adapter=adapter)
+    switch = switch_of(bases["sprig_vit"], task, replace(task, num_classes=3))
+    found = []
+    for name in "aab":
+        layers = [m for m in switch.switch(name).modules() if isinstance(m, SPLoPALayer)]
+        assert len(layers) > 2
+        assert len({id(layer.adapter_prototypes) for layer in layers}) == 1
+        found.append(layers[0].adapter_prototypes)
+    assert len({prototypes.p.data_ptr() for prototypes in found}) == 3
+    size = sum(tensor.nbytes for tensor in found[0].state_dict().values())
+    both = switch.held.tasks
+    switch.remove("b")
+    assert size < switch.held.tasks == both // 2
+
+
+def test_weights_that_are_rounded_but_not_cut_are_bounded_counted_once_and_freed(base):
+    plan, own = base
+    whole = Mask.full(plan)
+    last = plan.groups[-1].name
+    most = Mask(whole.groups | {last: np.arange(len(whole.groups[last])) > 0})
+    tasks = [task_of(base, 1, mask=whole), task_of(base, 2, mask=most)]
+    bare = switch_of(base, *tasks, cache_bytes=0)
+    size = sum(value.nbytes for value in own.state.values())
+    for name, task in zip("ab", tasks, strict=True):
+        assert bits(bare.switch(name)) == bits(ordinary(base, task))
+        assert (bare.held.base, bare.held.cuts) == (size, 0)
+
+    switch = switch_of(base, *tasks)
+    frozen = [
+        {
+            (p.data_ptr(), p.nbytes)
+            for n, p in switch.switch(name).named_parameters()
+            if n in own.state and not p.requires_grad
+        }
+        for name in "ab"
+    ]
+    shared = frozen[0] & frozen[1]
+    assert 0 < len(shared) < len(frozen[0])
+    assert switch.held.base == size
+    assert switch.held.cuts == sum(nbytes for _, nbytes in frozen[0] | frozen[1])
+    switch.remove("a")
+    assert switch.held.cuts == sum(nbytes for _, nbytes in frozen[1])
+    switch.remove("b")
+    assert switch.held.cuts == 0
+    # What could not be taken leaves nothing behind.
+    with pytest.raises(AdapterError):
+        switch.add("c", replace(tasks[0], num_classes=4))
+    assert switch.held.cuts == 0
 
 
 def test_of_what_was_cut_the_oldest_goes_first(base):
