@@ -45,6 +45,7 @@ def kill_at(folder, case, line):
         (("aap", "accuracy", "0%", "rate"), (1, 4)),
         (("aap", "memory", "30%", "weights"), (1,)),
         (("taylor", "accuracy", "0%", "rate"), (3,)),
+        (("pdp", "accuracy", "0%", "rate"), (1, 3)),
     ],
     ids=lambda value: "-".join(map(str, value)),
 )

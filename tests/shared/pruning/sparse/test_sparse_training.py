@@ -258,6 +258,15 @@ def test_steps_are_counted_where_epochs_are_not(job_for):
     assert told[3:] == [("sparse course", done, 3) for done in (1, 2, 3)]
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_half_precision_leaves_weights_and_masks_in_full(job_for, method):
+    job = job_for("memory", "70%")
+    product = method(training=replace(FAST, bf16=True), pattern="2:4").prune(job)
+    mask, _ = check(product, job)
+    assert all(of_m(keep, 2, 4) for keep in mask.tensors.values())
+    assert all(product.weights[name].dtype == np.float32 for name in mask.tensors)
+
+
 class Told(Exception):
     """A run that is stopped where it stands."""
 
