@@ -9,7 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedsprig.errors import PlanError
-from fedsprig.graph import AxisMap, Group, GroupPlan, kept_axes, kept_index, restrict
+from fedsprig.graph import (
+    AxisMap,
+    Group,
+    GroupPlan,
+    index_within,
+    kept_axes,
+    kept_index,
+    restrict,
+)
 from fedsprig.graph.index import follow
 
 THREE = np.arange(3)[:, None]
@@ -143,3 +151,33 @@ def test_restrict_keeps_the_same_of_arrays_and_tensors(data):
     assert small["x"].shape == tuple(len(index["x"].get(a, range(n))) for a, n in enumerate(shape))
     tensor = restrict({"x": torch.from_numpy(full)}, index)
     assert np.array_equal(tensor["x"].numpy(), small["x"])
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_cutting_twice_is_cutting_once(data):
+    shape = tuple(data.draw(st.lists(st.integers(1, 5), min_size=2, max_size=2)))
+    outer, inner = {}, {}
+    for axis, size in enumerate(shape):
+        wide = data.draw(st.sets(st.integers(0, size - 1), min_size=1))
+        narrow = data.draw(st.sets(st.sampled_from(sorted(wide)), min_size=1))
+        for index, kept in ((outer, wide), (inner, narrow)):
+            if len(kept) < size:
+                index.setdefault("x.weight", {})[axis] = np.array(sorted(kept), np.int64)
+    values = np.random.default_rng(0).normal(size=shape)
+    full = {"x.weight": values, "x.adapter_b": values[:, :1], "x.adapter_a": values[:1]}
+    twice = restrict(restrict(full, outer), index_within(outer, inner))
+    for name, value in restrict(full, inner).items():
+        np.testing.assert_array_equal(twice[name], value)
+
+
+def test_what_is_gone_cannot_come_back(plan):
+    wide, narrow = (
+        kept_index(plan, mask(a=[1, 0, 1], c=[1, 1])),
+        kept_index(plan, mask(a=[1, 1, 0], c=[1, 1])),
+    )
+    for inner in (narrow, {}):
+        with pytest.raises(PlanError, match=r"keeps more of a\.weight"):
+            index_within(wide, inner)
+    assert index_within({}, narrow) == narrow
+    assert index_within(wide, wide) == {}
