@@ -20,12 +20,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from fedsprig.adapters import adapter_state, is_statistic
 from fedsprig.adapters.factors import Trains
 from fedsprig.artifacts import pack, unpack
-from fedsprig.graph import KeptIndex, restrict
+from fedsprig.graph import KeptIndex, kept_axes, restrict
 from fedsprig.models import replace_head
 from fedsprig.models.head import is_of_head
 from fedsprig.subnetwork import AdapterConfig, attach_configured
@@ -35,6 +36,21 @@ from fedsprig_server.base import Base
 Array = NDArray[Any]
 Truncation = Mapping[str, Mapping[str, float]]
 """Mask digest -> layer -> relative error of its refactored product; empty where none was."""
+
+
+@dataclass(frozen=True, slots=True)
+class Narrowing:
+    """Where a smaller network comes from.
+
+    Attributes:
+        of: Mask digest of the network that it is cut from.
+        index: What its own mask leaves of the base's tensors.
+        within: The same of the network that it is cut from; :func:`fedsprig.graph.index_within`.
+    """
+
+    of: str
+    index: KeptIndex
+    within: KeptIndex
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,18 +96,24 @@ class CohortState:
         """What a device of this width gets."""
         return {**restrict(self.body[stratum], index), **self.own[stratum]}
 
-    def narrowed(self, parts: Mapping[str, tuple[str, KeptIndex]]) -> CohortState:
-        """The state of smaller networks, in which every unit that is left has what it had.
+    def narrowed(self, cuts: Mapping[str, Narrowing], start: Mapping[str, Array]) -> CohortState:
+        """The state of smaller networks: units that are left have what they had, to the bit.
+
+        Units that are gone are as they were at the start.
 
         Args:
-            parts: By mask digest of a smaller network: the digest of the one that it was cut from,
-                and what is left of its tensors (:func:`fedsprig.graph.index_within`). One that
-                nobody has started is left out.
+            cuts: By mask digest of a smaller network: what it is cut from.
+            start: A body before any training.
         """
-        made = {new: part for new, part in parts.items() if part[0] in self.body}
         return CohortState(
-            {new: self.body[old] for new, (old, _) in made.items()},
-            {new: restrict(self.own[old], within) for new, (old, within) in made.items()},
+            {
+                new: {
+                    name: _kept(value, start[name], kept_axes(name, cut.index))
+                    for name, value in self.body[cut.of].items()
+                }
+                for new, cut in cuts.items()
+            },
+            {new: restrict(self.own[cut.of], cut.within) for new, cut in cuts.items()},
         )
 
     def averaged(
@@ -154,6 +176,16 @@ class CohortState:
 def is_own(name: str, head: str) -> bool:
     """Whether a value belongs to one width alone."""
     return is_statistic(name) or is_of_head(name, head)
+
+
+def _kept(value: Array, rest: Array, kept: Mapping[int, NDArray[np.int64]]) -> Array:
+    """``value`` at the kept positions, ``rest`` elsewhere."""
+    if not kept:
+        return value
+    at = np.ix_(*(kept.get(axis, np.arange(size)) for axis, size in enumerate(value.shape)))
+    result = rest.copy()
+    result[at] = value[at]
+    return result
 
 
 def _average_own(

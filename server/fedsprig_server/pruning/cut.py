@@ -24,7 +24,7 @@ from fedsprig.wire.budgets import from_wire, to_wire
 from fedsprig_server.attendance import Attendance
 from fedsprig_server.base import Base
 from fedsprig_server.cohort import Cut
-from fedsprig_server.cohort_state import CohortState
+from fedsprig_server.cohort_state import CohortState, Narrowing
 from fedsprig_server.config import PruningConfig, ServerConfig
 from fedsprig_server.ledger import Ledger
 from fedsprig_server.library import Library, Run
@@ -215,11 +215,15 @@ class Shrinking:
         known = {mask.digest: mask for mask in masks.values()}
         known |= {item.mask.digest: item.mask for item in after.values()}
         index = {key: self.adapter.index(self.base.plan, mask) for key, mask in known.items()}
-        parts = {}
+        cuts = {}
         for old, new in sorted(counts, key=lambda pair: (counts[pair], pair)):
-            if old in state.body:
-                parts[new] = (old, index_within(index[old], index[new]))  # the last one counts
-        return state.narrowed(parts)
+            if old in state.body:  # else nobody has started that network
+                within = index_within(index[old], index[new])
+                cuts[new] = Narrowing(old, index[new], within)  # of two the last one counts
+        untrained = CohortState.start(
+            self.base, self.adapter, {"": {}}, num_classes=self.num_classes
+        )
+        return state.narrowed(cuts, untrained.body[""])
 
     def _weighting(self, budgets: Mapping[str, Budget]) -> Weighting:
         if self.pruning.weighting != "budget":
