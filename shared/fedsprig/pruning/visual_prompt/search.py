@@ -85,9 +85,12 @@ class Search(nn.Module):
     """A network whose units pass the gates that a scorer opens; maps pictures to logits.
 
     The network's weights stand still, but for its head. In training, batch normalisation goes by
-    the batch: the running statistics are those of the whole network, and behind closed gates
-    activations have others (the cut network's are measured anew, too). Gates act where units are
-    consumed, so that closed ones learn (:func:`fedsprig.pruning.gates.gated`).
+    the batch: the running statistics are those of the whole network, behind closed gates
+    activations have others, and those of the cut network are measured anew as well. With the whole
+    network's, a search finds units that make up for wrong statistics: on CIFAR-10 at a quarter of
+    ResNet-20's multiply-accumulates, its loss was lower and that of the cut network twice as high.
+    Gates act where units are consumed, so that closed ones learn
+    (:func:`fedsprig.pruning.gates.gated`).
 
     Attributes:
         network: a copy.
