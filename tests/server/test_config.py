@@ -1,5 +1,6 @@
 """Settings that contradict themselves are refused; others survive the file."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from fedsprig.errors import RunError
 from fedsprig.subnetwork import AdapterConfig
 from fedsprig_server.arms import ARMS
-from fedsprig_server.config import RoundsConfig, ServerConfig
+from fedsprig_server.config import PruningConfig, RoundsConfig, SelectionConfig, ServerConfig
 
 
 def config(**changes):
@@ -21,6 +22,7 @@ def test_the_file_gives_the_settings_back(tmp_path):
         aggregation="alternating",
         arms=("one_shot", "magnitude"),
         rounds=RoundsConfig(sharing=1.0),
+        pruning=PruningConfig(cuts=1, start=3.5, form="max", weighting="macs"),
     )
     settings.save(tmp_path / "server.json")
     assert ServerConfig.load(tmp_path / "server.json") == settings
@@ -69,3 +71,39 @@ def test_sharing_between_widths_is_free_where_all_have_one_a():
         trained = AdapterConfig(train_a=True)
         rounds = RoundsConfig(sharing=sharing)
         config(adapter=trained, aggregation="refactored", rounds=rounds)
+
+
+@pytest.mark.parametrize(
+    ("pruning", "changes", "words"),
+    [
+        ({"every": 2, "cuts": 2}, {}, "follows round 4 of 3, and nothing trains after it"),
+        ({"cuts": 3}, {}, "use more rounds, or fewer cuts"),
+        ({}, {"adapter": AdapterConfig(rank_rule="kept")}, "prune with 'layer'"),
+        ({}, {"selection": SelectionConfig(round_to=4)}, "prune with 1"),
+        ({"method": "app"}, {}, "did you mean 'aap'"),
+        ({"form": "maen"}, {}, "did you mean 'mean'"),
+        ({"weighting": "mac"}, {}, "did you mean 'macs'"),
+        ({"cuts": 0}, {}, "1 or more"),
+        ({"start": 1.0}, {}, "start is above 1"),
+        ({"start": float("nan")}, {}, "start is above 1"),
+        ({"power": 0.0}, {}, "power above 0"),
+        ({"power": float("inf")}, {}, "power above 0"),
+    ],
+)
+def test_cuts_that_cannot_be_made_are_refused(pruning, changes, words):
+    with pytest.raises(RunError, match=words):
+        config(pruning=PruningConfig(**pruning), **changes)
+
+
+def test_cuts_come_every_so_many_rounds_and_come_to_an_end():
+    pruning = PruningConfig(every=2, cuts=3)
+    assert [number for number in range(1, 12) if pruning.due(number)] == [2, 4, 6]
+
+
+def test_settings_from_before_there_was_pruning_are_read(tmp_path):
+    settings = config()
+    settings.save(tmp_path / "server.json")
+    raw = json.loads((tmp_path / "server.json").read_text())
+    assert raw.pop("pruning") is None
+    (tmp_path / "server.json").write_text(json.dumps(raw))
+    assert ServerConfig.load(tmp_path / "server.json") == settings

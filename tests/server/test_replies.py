@@ -6,13 +6,19 @@ import torch
 
 from fedsprig.adapters import is_statistic
 from fedsprig.artifacts import pack
-from fedsprig.errors import MessageError, UpdateError
+from fedsprig.errors import MessageError, NonFiniteUpdateError, UpdateError
 from fedsprig.graph import trace_groups
 from fedsprig.models import build
 from fedsprig.updates import encode_update
-from fedsprig.wire import EVALUATE, INSTALL, ROUND, Envelope
+from fedsprig.wire import ATTENTION, CUT, EVALUATE, INSTALL, ROUND, Envelope
 from fedsprig.wire import device_pb2 as pb
-from fedsprig_server.replies import read_evaluation, read_installed, read_update
+from fedsprig_server.replies import (
+    read_attention,
+    read_cut,
+    read_evaluation,
+    read_installed,
+    read_update,
+)
 
 
 def test_an_answer_without_the_evaluation_that_was_asked_for_is_refused():
@@ -74,3 +80,84 @@ def test_statistics_are_taken_where_they_travel_alone():
     for parts, statistics in ((arrays, True), (arrays | sent, False)):
         with pytest.raises(MessageError, match="does not fit"):
             installed(parts, statistics)
+
+
+@pytest.fixture(scope="module")
+def plan():
+    module = build("cifar_resnet20", num_classes=2)
+    return trace_groups(module, torch.zeros(1, 3, 32, 32), name="cifar_resnet20")
+
+
+def measured(plan, pictures=7, accuracy=0.5, **changes):
+    """An answer to a question for attention; ``changes`` replaces sums by group."""
+    sums = {group.name: np.full(group.units, 2.0) for group in plan.groups} | changes
+    evaluation = pb.Evaluation(accuracy=accuracy)
+    body = pb.AttentionReply(pictures=pictures, evaluation=evaluation).SerializeToString()
+    return Envelope(ATTENTION, body, pack(sums))
+
+
+def test_sums_of_attention_are_read(plan):
+    reply, sums = read_attention(measured(plan), plan, pictures=7)
+    assert (reply.pictures, reply.evaluation.accuracy) == (7, 0.5)
+    assert {name: len(values) for name, values in sums.items()} == {
+        group.name: group.units for group in plan.groups
+    }
+
+
+def test_sums_that_cannot_be_are_refused_by_name(plan):
+    first = plan.groups[0]
+    for value, error, words in (
+        (np.full(first.units, np.nan), NonFiniteUpdateError, "not finite"),
+        (np.full(first.units, np.inf), NonFiniteUpdateError, "not finite"),
+        (np.full(first.units, 1e31), NonFiniteUpdateError, "too large"),
+        (np.arange(first.units) - 1.0, MessageError, "negative"),
+        (np.ones(first.units, np.int64), NonFiniteUpdateError, "not finite"),
+        (np.ones(first.units - 1), MessageError, "not of the network that was meant"),
+        (np.ones((first.units, 1)), MessageError, "not of the network that was meant"),
+    ):
+        with pytest.raises(error, match=words):
+            read_attention(measured(plan, **{first.name: value}), plan, pictures=7)
+    with pytest.raises(MessageError, match="not of the network"):
+        read_attention(measured(plan, stranger=np.ones(3)), plan, pictures=7)
+
+
+@pytest.mark.parametrize("pictures", [0, 8, 2**31])
+def test_pictures_that_a_device_cannot_have_are_refused(plan, pictures):
+    with pytest.raises(MessageError, match=f"over {pictures} pictures, the device has 1 to 7"):
+        read_attention(measured(plan, pictures), plan, pictures=7)
+
+
+def test_attention_without_an_accuracy_is_refused(plan):
+    answer = measured(plan)
+    bare = Envelope(ATTENTION, pb.AttentionReply(pictures=7).SerializeToString(), answer.blob)
+    with pytest.raises(MessageError, match="no evaluation"):
+        read_attention(bare, plan, pictures=7)
+    with pytest.raises(MessageError, match="accuracy of 2"):
+        read_attention(measured(plan, accuracy=2.0), plan, pictures=7)
+
+
+def test_statistics_of_a_smaller_network_are_checked(plan):
+    body = pb.CutReply(seconds=1.5).SerializeToString()
+    sent = {
+        f"statistics/{name}": np.ones(shape, np.float32)
+        for name, shape in plan.shapes.items()
+        if is_statistic(name)
+    }
+
+    def read(arrays, statistics=True):
+        return read_cut(Envelope(CUT, body, pack(arrays)), plan, {}, statistics=statistics)
+
+    found, seconds = read(sent)
+    assert seconds == 1.5
+    assert found.keys() == {name.removeprefix("statistics/") for name in sent}
+    assert read({}, statistics=False) == ({}, 1.5)
+    variance = next(name for name in sent if name.endswith("running_var"))
+    for arrays, statistics, error, words in (
+        (sent, False, MessageError, "does not fit"),
+        ({}, True, MessageError, "does not fit"),
+        (sent | {variance: sent[variance][:-1]}, True, MessageError, "does not fit"),
+        (sent | {variance: -sent[variance]}, True, MessageError, "negative"),
+        (sent | {variance: sent[variance] * np.nan}, True, NonFiniteUpdateError, "not finite"),
+    ):
+        with pytest.raises(error, match=words):
+            read(arrays, statistics)
