@@ -4,14 +4,16 @@ import dataclasses
 
 import numpy as np
 import pytest
+import torch
 
-from fedsprig.adapters import is_statistic
-from fedsprig.graph import kept_index
+from fedsprig.adapters import adapter_state, is_statistic, load_adapter_state
+from fedsprig.bases import cut_base
+from fedsprig.graph import index_within, kept_axes, kept_index, materialize, shrink_plan
 from fedsprig.masks import Mask
-from fedsprig.subnetwork import AdapterConfig
+from fedsprig.subnetwork import AdapterConfig, assemble
 from fedsprig_server.aggregation import Contribution
 from fedsprig_server.base import Base
-from fedsprig_server.cohort_state import CohortState, is_own
+from fedsprig_server.cohort_state import CohortState, Narrowing, is_own
 
 HEAD = "linear"
 
@@ -202,3 +204,71 @@ def test_without_statistics_from_the_devices_it_has_none(base, cohort):
     after, _ = state.averaged([part], head=HEAD, sharing=0.0)
     assert not any(is_statistic(n) for own in after.own.values() for n in own)
     assert after.for_device(part.index, part.stratum).keys() == part.state.keys()
+
+
+def nested(plan, rng):
+    """A mask, and one that keeps a part of what it keeps."""
+    outer, inner = Mask.random(plan, 0.7, rng), {}
+    for name, kept in outer.groups.items():
+        inner[name] = np.zeros(len(kept), np.bool_)
+        there = np.flatnonzero(kept)
+        inner[name][rng.permutation(there)[: max(1, len(there) // 2)]] = True
+    return outer, Mask(inner)
+
+
+@pytest.mark.parametrize(
+    "adapter",
+    [
+        AdapterConfig(rank=2),
+        AdapterConfig(rank=2, train_a=True),
+        AdapterConfig(kind="sppara"),
+        AdapterConfig(kind="full"),
+    ],
+    ids=lambda adapter: f"{adapter.kind}-{adapter.train_a}",
+)
+def test_cutting_the_state_is_cutting_the_network_that_was_trained(base, adapter):
+    rng = np.random.default_rng(0)
+    outer, inner = nested(base.plan, rng)
+    plan = base.plan.with_num_classes(3)
+    index = {mask: adapter.index(plan, mask) for mask in (outer, inner)}
+
+    def network(mask):
+        weights = cut_base(base.state, index[mask], plan.head, "float32")
+        return assemble(plan, mask, weights, num_classes=3, adapter=adapter)
+
+    large = network(outer)
+    trained = {
+        name: (value.numpy() + rng.gamma(1.0, size=value.shape) / 5).astype(np.float32)
+        for name, value in adapter_state(large).items()
+    }
+    load_adapter_state(large, trained)
+    start = CohortState.start(base, adapter, {"": {}}, num_classes=3).body[""]
+    body = {name: value.copy() for name, value in start.items()}
+    for name, value in trained.items():
+        if name in body:
+            body[name][where(name, value_of=body, index=index[outer])] = value
+    own = {name: value for name, value in trained.items() if name not in body}
+    cut = Narrowing(outer.digest, index[inner], index_within(index[outer], index[inner]))
+    state = CohortState({outer.digest: body}, {outer.digest: own})
+    after = state.narrowed({inner.digest: cut}, start)
+
+    small = network(inner)
+    load_adapter_state(small, after.for_device(index[inner], inner.digest))
+    left = Mask({name: kept[outer.groups[name]] for name, kept in inner.groups.items()})
+    expected = materialize(large, shrink_plan(plan, outer), left).eval()
+    pictures = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.equal(small(pictures), expected(pictures))
+        assert not torch.allclose(small(pictures), large(pictures))
+    # What is gone is as if it had never been trained.
+    for name, value in after.body[inner.digest].items():
+        lost = np.ones(value.shape, np.bool_)
+        lost[where(name, value_of=start, index=index[inner])] = False
+        np.testing.assert_array_equal(value[lost], start[name][lost])
+
+
+def where(name, *, value_of, index):
+    """Where a width's part of a tensor lies in the full one."""
+    kept = kept_axes(name, index)
+    shape = value_of[name].shape
+    return np.ix_(*(kept.get(axis, np.arange(size)) for axis, size in enumerate(shape)))
