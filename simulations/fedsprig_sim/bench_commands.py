@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from rich.console import Console
@@ -13,6 +13,9 @@ from rich.console import Console
 from fedsprig.artifacts import require_writable, write_bytes
 from fedsprig.spelling import lookup
 from fedsprig_sim.progress import LineProgress, show_progress
+
+if TYPE_CHECKING:
+    from fedsprig.training import TrainConfig
 
 bench = typer.Typer(add_completion=False, help="Measure parts of the system.")
 
@@ -164,6 +167,82 @@ def _fine_pruning(
             )
 
     _report(json_file, measure, lambda figures: fine_pruning.table(figures["arms"]))
+
+
+@bench.command("pruners")
+def _pruners(
+    study: Annotated[str, typer.Argument(help="aap, policies, sparsity or prompts.")],
+    data: Annotated[
+        str, typer.Option(help="An .npz file with splits train and test, or digits or fashion.")
+    ] = "digits",
+    model: Annotated[str, typer.Option(help="Base model.")] = "sprig20",
+    weights: Annotated[str, typer.Option(help="Its weights: a name or a file.")] = "shipped",
+    seeds: Annotated[int, typer.Option(min=1, help="Repetitions.")] = 1,
+    only: Annotated[
+        list[str] | None, typer.Option(help="Part of a case's name; repeatable; all by default.")
+    ] = None,
+    pictures: Annotated[int, typer.Option(min=64, help="Training pictures, at most.")] = 20_000,
+    validation_pictures: Annotated[int, typer.Option(min=10, help="What selects.")] = 2_000,
+    test_pictures: Annotated[int, typer.Option(min=10, help="What is reported.")] = 4_000,
+    held_out: Annotated[
+        str,
+        typer.Option(help="Split that selects: test, where the weights saw all of train."),
+    ] = "train",
+    whole_epochs: Annotated[
+        int, typer.Option(min=0, help="Training of the whole network before it is pruned.")
+    ] = 0,
+    epochs: Annotated[int, typer.Option(min=1, help="Of a round, or of a method.")] = 4,
+    batch_size: Annotated[int, typer.Option(min=2, max=8_192, help="Pictures per step.")] = 64,
+    learning_rate: Annotated[float, typer.Option(min=0, help="At the first step.")] = 0.02,
+    augment: Annotated[str, typer.Option(help="none, flip, shift or flip+shift.")] = "none",
+    milestones: Annotated[
+        str, typer.Option(help="Epochs at which the rate falls to a tenth, as 91,136.")
+    ] = "",
+    bf16: Annotated[bool, typer.Option("--bf16", help="Train in bfloat16.")] = False,
+    threads: Threads = None,
+    out: Annotated[Path, typer.Option(help="Folder; what it holds is not computed again.")] = Path(
+        "runs/pruners"
+    ),
+    json_file: Json = None,
+) -> None:
+    """Compare the methods that fill a library with their papers and with baselines: hours."""
+    from fedsprig_sim.benchmarks import pruners
+
+    def training(count: int, falls: str = "") -> TrainConfig:
+        return pruners.read_training(
+            epochs=count,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            augment=augment,
+            milestones=falls,
+            bf16=bf16,
+        )
+
+    options = pruners.Options(
+        data=data,
+        model=model,
+        weights=weights,
+        pictures=pictures,
+        validation_pictures=validation_pictures,
+        test_pictures=test_pictures,
+        held_out=cast(pruners.HeldOut, held_out),
+        whole_training=training(whole_epochs) if whole_epochs else None,
+        training=training(epochs, milestones),
+    )
+
+    def measure() -> Figures:
+        with show_progress(Console(stderr=True)) as progress:
+            return pruners.run(
+                out,
+                study,
+                options,
+                seeds=seeds,
+                only=only or (),
+                threads=threads,
+                progress=progress,
+            )
+
+    _report(json_file, measure, pruners.table)
 
 
 def _report(

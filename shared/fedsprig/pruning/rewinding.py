@@ -7,7 +7,7 @@ weights go on from where they are (learning-rate rewinding) or go back too (weig
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from fedsprig.errors import TrainingError
 from fedsprig.training import TrainConfig
@@ -19,9 +19,8 @@ class Schedule(TrainConfig):
 
     Attributes:
         skipped: epochs of the whole schedule that lie before this part.
-        whole: epochs of the whole schedule; by default ``skipped + epochs``.
-        milestones: epochs of the whole schedule at which the learning rate falls to a tenth; with
-            ``schedule="constant"``.
+        whole: epochs of the whole schedule, which milestones count in too; by default ``skipped +
+            epochs``.
 
     Raises:
         TrainingError: a setting out of its range.
@@ -29,7 +28,6 @@ class Schedule(TrainConfig):
 
     skipped: int = 0
     whole: int | None = None
-    milestones: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         TrainConfig.__post_init__(self)
@@ -41,18 +39,15 @@ class Schedule(TrainConfig):
             raise TrainingError(
                 f"a schedule of {self.whole} epochs has no {self.epochs} after {self.skipped}"
             )
-        if self.milestones and self.schedule != "constant":
-            raise TrainingError("milestones need schedule='constant': choose one of the two")
 
     def learning_rate_at(self, step: int, total: int) -> float:
         """The learning rate of one step of this part, ``0 <= step < total``."""
         each = total // max(1, self.epochs or 1)
-        at = self.skipped * each + step
-        if self.milestones:
-            passed = sum(milestone * each <= at for milestone in self.milestones)
-            return float(self.learning_rate * 0.1**passed)
         whole = self.whole or self.skipped + (self.epochs or 0)
-        return TrainConfig.learning_rate_at(self, at, whole * each)
+        entire = TrainConfig(**{f.name: getattr(self, f.name) for f in fields(TrainConfig)})
+        return replace(entire, epochs=whole).learning_rate_at(
+            self.skipped * each + step, whole * each
+        )
 
 
 def part(config: TrainConfig, first: int, last: int | None = None) -> TrainConfig:

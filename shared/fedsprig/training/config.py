@@ -30,7 +30,8 @@ class TrainConfig:
         momentum: Of the classical (heavy ball) kind, from 0 to below 1; Adam has its own.
         weight_decay: L2 penalty of matrices and kernels; biases and normalisation have none.
         schedule: ``"cosine"`` lowers the learning rate along half a cosine (Loshchilov and Hutter
-            2017, equation 5, one period), ``"constant"`` keeps it.
+            2017, equation 5, one period), ``"constant"`` keeps it but for milestones.
+        milestones: Epochs at which a constant learning rate falls to a tenth.
         head_learning_rate_scale: Factor of the head's learning rate.
         label_smoothing: Share of the target that is spread over all classes, from 0 to below 1.
         augment: ``"flip"`` mirrors half of the pictures, ``"shift"`` moves each by up to an eighth
@@ -49,6 +50,7 @@ class TrainConfig:
     momentum: float = 0.9
     weight_decay: float = 5e-4
     schedule: Schedule = "cosine"
+    milestones: tuple[int, ...] = ()
     head_learning_rate_scale: float = 1.0
     label_smoothing: float = 0.0
     augment: Augment = "none"
@@ -79,10 +81,17 @@ class TrainConfig:
                     f"{name} is {getattr(self, name)!r}: use {', '.join(get_args(kinds))}"
                 )
 
+        if self.milestones and (self.schedule != "constant" or self.epochs is None):
+            raise TrainingError(
+                "milestones are epochs of a constant rate: give schedule='constant' and epochs"
+            )
+
     def learning_rate_at(self, step: int, total: int) -> float:
         """The learning rate of one step, ``0 <= step < total``, before the head's factor."""
         if self.schedule == "constant":
-            return self.learning_rate
+            each = total // max(1, self.epochs or 1)
+            passed = sum(milestone * each <= step for milestone in self.milestones)
+            return float(self.learning_rate * 0.1**passed)
         return self.learning_rate * 0.5 * (1 + math.cos(math.pi * step / total))
 
     def total_steps(self, pictures: int) -> int:

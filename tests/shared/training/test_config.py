@@ -54,3 +54,12 @@ def test_a_pass_is_every_picture_once_and_never_a_batch_of_one(pictures, batch_s
     assert min(sizes) >= 2
     assert set(sizes[:-1]) <= {batch_size}
     assert sizes[-1] <= batch_size + 1
+
+
+def test_a_constant_rate_falls_at_its_milestones():
+    config = TrainConfig(epochs=4, learning_rate=0.1, schedule="constant", milestones=(1, 3))
+    rates = [config.learning_rate_at(step, 8) for step in range(8)]
+    assert rates == pytest.approx([0.1] * 2 + [0.01] * 4 + [0.001] * 2)
+    for wrong in ({"epochs": 4}, {"steps": 4, "schedule": "constant"}):
+        with pytest.raises(TrainingError, match="milestones are epochs of a constant rate"):
+            TrainConfig(**wrong, milestones=(1,))

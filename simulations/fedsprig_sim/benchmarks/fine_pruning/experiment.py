@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean
@@ -12,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedsprig.artifacts import digest, state_digest, write_bytes
+from fedsprig.artifacts import digest, state_digest
 from fedsprig.graph import trace_groups
 from fedsprig.masks import plan_macs, plan_parameters
 from fedsprig.models import ModelCard, build, describe
@@ -30,6 +29,7 @@ from fedsprig_sim.benchmarks.fine_pruning.leak import measure_leak
 from fedsprig_sim.benchmarks.fine_pruning.methods import ARMS, METHODS, Arm
 from fedsprig_sim.benchmarks.fine_pruning.pruning import count_filters
 from fedsprig_sim.benchmarks.fine_pruning.summary import summarise
+from fedsprig_sim.benchmarks.kept import once
 from fedsprig_sim.benchmarks.machine import machine
 from fedsprig_sim.progress import Progress, Silence
 
@@ -194,7 +194,7 @@ def _validated(stage: Stage, start: Start, pictures: Pictures, course: Course) -
         module = stage.network.module
         return {"accuracy": accuracy(module, pictures.images, pictures.labels, course)}
 
-    return _once(start.folder / f"{stage.key}-{pictures.digest[:16]}.validation.json", measure)
+    return once(start.folder / f"{stage.key}-{pictures.digest[:16]}.validation.json", measure)
 
 
 def _tested(stage: Stage, start: Start, pictures: Pictures, course: Course) -> dict[str, Any]:
@@ -218,17 +218,7 @@ def _tested(stage: Stage, start: Start, pictures: Pictures, course: Course) -> d
             figures["leak"]["accuracy_once_cut"] = cut
         return figures
 
-    return _once(start.folder / f"{stage.key}-{pictures.digest[:16]}.test.json", measure)
-
-
-def _once(path: Path, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What is on disk, or else what is measured, which then is on disk too."""
-    if path.exists():
-        found: dict[str, Any] = json.loads(path.read_text())
-        return found
-    figures = measure()
-    write_bytes(path, json.dumps(figures).encode())
-    return figures
+    return once(start.folder / f"{stage.key}-{pictures.digest[:16]}.test.json", measure)
 
 
 def _percents(values: Iterable[float]) -> str:
