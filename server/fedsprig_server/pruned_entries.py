@@ -21,6 +21,7 @@ from fedsprig.pruning import (
     Target,
     silent,
 )
+from fedsprig.pruning.latency import MeasuredLatency
 from fedsprig.seeds import derive_seed
 from fedsprig.spelling import lookup, unknown
 from fedsprig.training import ImageSet, hold_out, require_classes
@@ -66,9 +67,8 @@ def prune_into_library(
 ) -> list[Entry]:
     """Add an entry for every task that has none yet; an interrupted call goes on where it stood.
 
-    An entry is added when its task is finished, so that the library never holds a half one. Classes
-    and the target's form are checked for all tasks before the first is begun; whether the target
-    can be met, for each before its own training.
+    An entry is added when its task is finished, so that the library never holds a half one. What
+    can be refused is refused for all tasks before the first is begun.
 
     Args:
         library: Where entries go.
@@ -90,8 +90,9 @@ def prune_into_library(
     present = {entry.name: entry for entry in library.entries(base.digest)}
     for task in tasks:
         require_classes(task.pictures)
-        plan = base.plan.with_num_classes(len(task.pictures.classes))
-        Target.parse(config.policy, config.target, plan)
+        if task.name not in present:
+            # Made again when its turn comes: the pictures of all tasks at once may not fit.
+            config.pruner.check(_job(base, task, config)[0])
     record = base_record(library, base, tasks, config.seed)
     entries = []
     for task in tasks:
@@ -119,27 +120,33 @@ def configured(method: str, options: Mapping[str, str]) -> Pruner:
         UnknownNameError: No such method or setting.
         BudgetError: A text that the setting cannot be read from.
     """
-    pruner: Any = lookup(PRUNERS, method, "method")
-    for key, text in options.items():
-        pruner = _changed(pruner, key, text, method)
-    changed: Pruner = pruner
-    return changed
+    pruner: Pruner = _changed(lookup(PRUNERS, method, "method"), options, method)
+    return pruner
 
 
-def _changed(settings: Any, key: str, text: str, owner: str) -> Any:
-    name, _, rest = key.partition(".")
+def _changed(settings: Any, options: Mapping[str, str], owner: str) -> Any:
+    """Settings with all options at once, since one may be right only beside another."""
     names = [field.name for field in fields(settings)]
-    if name not in names:
-        raise UnknownNameError(unknown(f"setting of {owner}", name, names))
-    before = getattr(settings, name)
-    if is_dataclass(before):
-        return replace(settings, **{name: _changed(before, rest, text, f"{owner}'s {name}")})
-    try:
-        return replace(settings, **{name: _read(before, text)})
-    except ValueError:
-        raise BudgetError(
-            f"the setting {key}={text!r:.40} is not of the kind of {before!r:.40}: write such a one"
-        ) from None
+    changes: dict[str, Any] = {}
+    inner: dict[str, dict[str, str]] = {}
+    for key, text in options.items():
+        name, _, rest = key.partition(".")
+        if name not in names:
+            raise UnknownNameError(unknown(f"setting of {owner}", name, names))
+        before = getattr(settings, name)
+        if is_dataclass(before):
+            inner.setdefault(name, {})[rest] = text
+            continue
+        try:
+            changes[name] = _read(before, text)
+        except ValueError:
+            raise BudgetError(
+                f"the setting {key}={text!r:.40} is not of the kind of {before!r:.40}: "
+                "write such a one"
+            ) from None
+    for name, some in inner.items():
+        changes[name] = _changed(getattr(settings, name), some, f"{owner}'s {name}")
+    return replace(settings, **changes)
 
 
 def _read(before: Any, text: str) -> Any:
@@ -151,29 +158,38 @@ def _read(before: Any, text: str) -> Any:
             raise ValueError(text)
         return text == "true"
     if isinstance(before, tuple):
-        return tuple(part for part in text.split(",") if part)
+        return tuple(int(part) if part.isdecimal() else part for part in text.split(",") if part)
     if before is None:
         return float(text) if "." in text else int(text)
     return type(before)(text)
+
+
+def _job(base: Base, task: LibraryTask, config: PruningConfig) -> tuple[Job, ImageSet]:
+    """A task's job, and the pictures that it trains on."""
+    seed = derive_seed(config.seed, "library", task.name)
+    train, validation = hold_out(task.pictures, config.held_out, seed=seed)
+    classes = len(task.pictures.classes)
+    images, labels = tensors(train, base.card)
+    plan = base.plan.with_num_classes(classes)
+    model = started(base, images, labels, classes)
+    target = Target.parse(config.policy, config.target, plan)
+    job = Job(
+        model=model,
+        plan=plan,
+        train=Labelled(images, labels),
+        validation=Labelled(*tensors(validation, base.card)),
+        target=target,
+        seed=seed,
+        latency_ms=MeasuredLatency(model, plan) if target.unit == "ms" else None,
+    )
+    return job, train
 
 
 def _pruned(
     base: Base, task: LibraryTask, config: PruningConfig, folder: Path, progress: Progress
 ) -> tuple[Product, ImageSet]:
     """The task's product, and the pictures that it was trained on."""
-    seed = derive_seed(config.seed, "library", task.name)
-    train, validation = hold_out(task.pictures, config.held_out, seed=seed)
-    classes = len(task.pictures.classes)
-    images, labels = tensors(train, base.card)
-    plan = base.plan.with_num_classes(classes)
-    job = Job(
-        model=started(base, images, labels, classes),
-        plan=plan,
-        train=Labelled(images, labels),
-        validation=Labelled(*tensors(validation, base.card)),
-        target=Target.parse(config.policy, config.target, plan),
-        seed=seed,
-    )
+    job, train = _job(base, task, config)
 
     def told(stage: str, done: int, steps: int) -> None:
         progress(f"{task.name}, {stage}", done, steps)

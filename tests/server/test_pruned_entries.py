@@ -9,8 +9,9 @@ import pytest
 from fedsprig.artifacts.container import unpack
 from fedsprig.cli import run
 from fedsprig.errors import BudgetError, InfeasibleBudgetError, TooFewClassesError, UnknownNameError
-from fedsprig.masks import Mask, ScoreSet, plan_macs
+from fedsprig.masks import Mask, ScoreSet, plan_macs, plan_parameters
 from fedsprig.pruning import AAP, OneShot
+from fedsprig.pruning.job import least_units
 from fedsprig.training import TrainConfig, read
 from fedsprig_server.base import Base
 from fedsprig_server.library import Library
@@ -118,6 +119,31 @@ def test_refusals_leave_the_library_as_it_was(base, tmp_path):
     assert [path for path in after if "sqlite" not in path.name] == [
         path for path in before if "sqlite" not in path.name
     ]
+
+
+def test_a_target_that_the_last_task_cannot_meet_is_refused_before_the_first(base, tmp_path):
+    plan = base.plan.with_num_classes(3)
+    least = least_units(plan, CONFIG.pruner.floor)
+    smallest = Mask({g.name: np.arange(g.units) < least[g.name] for g in plan.groups})
+    bytes_ = 4 * plan_parameters(plan, smallest) - 1  # enough for the task of two classes
+    config = replace(CONFIG, policy="memory", target=str(bytes_))
+    told = []
+    with pytest.raises(InfeasibleBudgetError):
+        built(tmp_path, base, TASKS, config, progress=lambda *step: told.append(step))
+    assert told == []
+    assert built(tmp_path, base, TASKS[:1], config)
+
+
+def test_a_target_in_milliseconds_is_measured(base, tmp_path):
+    config = replace(CONFIG, target="100000ms")
+    (entry,) = built(tmp_path, base, TASKS[:1], config)
+    assert entry.lineage["target"] == {"policy": "latency", "amount": 100_000, "unit": "ms"}
+    assert 0 < entry.metrics["size"] < 100_000
+
+
+def test_settings_that_need_each_other_are_read_in_any_order():
+    changed = configured("aap", {"training.milestones": "2,4", "training.schedule": "constant"})
+    assert changed.training.milestones == (2, 4)
 
 
 def test_settings_are_read_by_the_kind_that_they_have():

@@ -95,6 +95,13 @@ class Pruner(Protocol):
     def name(self) -> str:
         """The method's name in ``PRUNERS``."""
 
+    def check(self, job: Job) -> None:
+        """Refuse, before any training, a job that this method cannot do.
+
+        Raises:
+            FedsprigError: the target cannot be met, or a setting does not fit the job.
+        """
+
     def prune(
         self, job: Job, *, progress: Progress = silent, checkpoint: Path | None = None
     ) -> Product:
@@ -106,6 +113,5 @@ class Pruner(Protocol):
             checkpoint: a folder to go on from, and to write every finished round to.
 
         Raises:
-            FedsprigError: before any training, where the target cannot be met or a setting does
-                not fit the job.
+            FedsprigError: before any training, what :meth:`check` refuses.
         """

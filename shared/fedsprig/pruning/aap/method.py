@@ -104,6 +104,14 @@ class AAP:
         """The method's name."""
         return "aap"
 
+    def check(self, job: Job) -> None:
+        """Refuse, before any training, a job that this method cannot do.
+
+        Raises:
+            InfeasibleBudgetError: the hard limit is below the smallest network.
+        """
+        job.check_feasible(self.floor, self.protect)
+
     def prune(
         self, job: Job, *, progress: Progress = silent, checkpoint: Path | None = None
     ) -> Product:
@@ -113,7 +121,7 @@ class AAP:
             InfeasibleBudgetError: the hard limit is below the smallest network.
             RunError: the checkpoint is of another run.
         """
-        job.check_feasible(self.floor, self.protect)
+        self.check(job)
         settings: dict[str, Any] = json.loads(json.dumps(asdict(self)))
         run = Run(self, job, settings, Journal(checkpoint, job.digest(settings)), progress)
         while not run.state["ended"]:
