@@ -15,23 +15,29 @@ from fedsprig.artifacts import unpack
 from fedsprig.artifacts.digest import digest, state_digest
 from fedsprig.bases import BaseWeights, leave_out_base
 from fedsprig.errors import (
+    AdapterError,
     BudgetError,
     DataError,
+    DigestMismatchError,
     FedsprigError,
     MessageError,
+    MissingNetworkError,
     MissingPartError,
     PlanError,
+    ScoreError,
     StaleUpdateError,
     TooFewClassesError,
+    UnknownNameError,
 )
-from fedsprig.graph import GroupPlan, kept_index, trace_groups
+from fedsprig.graph import GroupPlan, kept_index, shrink_plan, trace_groups
 from fedsprig.masks import Mask, ScoreSet
 from fedsprig.models import build
+from fedsprig.pruning.aap.attention import attention_sums
 from fedsprig.subnetwork import AdapterConfig, build_subnetwork, pack_subnetwork
 from fedsprig.tasks import TaskSketch
 from fedsprig.training import evaluate, read, recalibrate, to_tensor
 from fedsprig.updates import decode_state, decode_update, encode_state
-from fedsprig.wire import DESCRIBE, EVALUATE, INSTALL, PROFILE, ROUND, Envelope
+from fedsprig.wire import ATTENTION, CUT, DESCRIBE, EVALUATE, INSTALL, PROFILE, ROUND, Envelope
 from fedsprig.wire import device_pb2 as pb
 from fedsprig_client import config
 from fedsprig_client.config import DeviceConfig
@@ -546,3 +552,142 @@ def test_it_keeps_what_was_trained_when_the_run_is_over(folder, package):
     ask(folder, EVALUATE, pb.EvaluateRequest(**wanted, keep=True), blob)
     (kept,) = DeviceStore(folder / "store").adapters().values()
     assert state_digest(decode_state(kept)) == state_digest(state)
+
+
+def smaller(package, share=0.5):
+    """The package of a mask within a package's own."""
+    network = build_subnetwork(package, plan_of=lambda _: None)
+    rng, groups = np.random.default_rng(3), {}
+    for name, kept in network.mask.groups.items():
+        there = np.flatnonzero(kept)
+        groups[name] = np.zeros(len(kept), np.bool_)
+        groups[name][rng.permutation(there)[: max(1, int(share * len(there)))]] = True
+    module = build(MODEL, num_classes=2)
+    state = {name: value.numpy() for name, value in module.state_dict().items()}
+    return pack_subnetwork(
+        network.plan, Mask(groups), state, num_classes=3, adapter=AdapterConfig(rank=2)
+    )
+
+
+def asked_for_attention(state, **changes):
+    settings = {"run": "r", "adapter": state_digest(state), "power": 1.0, "form": "mean"}
+    return pb.AttentionRequest(**(settings | {"pictures": 100, "seed": 4} | changes))
+
+
+def test_it_sums_the_attention_of_its_own_pictures(folder, package):
+    ask(folder, INSTALL, pb.InstallRequest(run="r"), package)
+    state, blob = start(package)
+    answer = ask(folder, ATTENTION, asked_for_attention(state), blob)
+    reply = pb.AttentionReply.FromString(answer.body)
+    assert (reply.pictures, reply.evaluation.pictures) == (24, 6)
+    network = build_subnetwork(package, plan_of=lambda _: None)
+    load_adapter_state(network.module, state)
+    pictures = read("npz", folder / "pictures.npz")
+    images = to_tensor(pictures.images, network.card)
+    plan = shrink_plan(network.plan, network.mask)
+    expected = attention_sums(network.module, plan, images)
+    sums, _ = unpack(answer.blob)
+    assert {name: len(values) for name, values in sums.items()} == {
+        group.name: group.units for group in plan.groups
+    }
+    for name, values in sums.items():
+        np.testing.assert_allclose(values, expected[name], rtol=1e-6)
+    # Of fewer pictures the same ones are taken every time, whoever asks.
+    few = [
+        ask(folder, ATTENTION, asked_for_attention(state, pictures=5, form="max"), blob)
+        for _ in range(2)
+    ]
+    assert few[0].blob == few[1].blob
+    assert pb.AttentionReply.FromString(few[0].body).pictures == 5
+    other = ask(folder, ATTENTION, asked_for_attention(state, pictures=5, form="max", seed=5), blob)
+    assert other.blob != few[0].blob
+
+
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [
+        ({"power": 0.0}, ScoreError),
+        ({"power": float("nan")}, ScoreError),
+        ({"pictures": 0}, ScoreError),
+        ({"form": "median"}, UnknownNameError),
+        ({"adapter": "0" * 64}, StaleUpdateError),
+        ({"run": "other"}, MissingNetworkError),
+        ({"network": "0" * 64}, MissingNetworkError),
+    ],
+)
+def test_attention_that_cannot_be_measured_is_refused(folder, package, changes, error):
+    ask(folder, INSTALL, pb.InstallRequest(run="r"), package)
+    state, blob = start(package)
+    with pytest.raises(error):
+        ask(folder, ATTENTION, asked_for_attention(state, **changes), blob)
+
+
+def asked_to_cut(package, state, **changes):
+    message = pb.SubNetwork.FromString(package)
+    content = state_digest(decode_state(message.weights))
+    settings = {"run": "r", "adapter": state_digest(state), "mask": message.mask}
+    return pb.CutRequest(**(settings | {"content": content} | changes))
+
+
+def test_it_cuts_its_own_network_and_measures_what_is_left(folder, package):
+    ask(folder, INSTALL, pb.InstallRequest(run="r"), package)
+    left = smaller(package)
+    state, blob = start(left)
+    answers = [ask(folder, CUT, asked_to_cut(left, state), blob) for _ in range(2)]
+    assert answers[0].blob == answers[1].blob  # the second one finds the smaller network
+    store = DeviceStore(folder / "store")
+    plan_of = store.plan
+    kept = build_subnetwork(store.package("r"), plan_of=plan_of)
+    fresh = build_subnetwork(left, plan_of=plan_of)
+    assert state_digest(kept.module.state_dict()) == state_digest(fresh.module.state_dict())
+    load_adapter_state(fresh.module, state)
+    recalibrate(fresh.module, to_tensor(read("npz", folder / "pictures.npz").images, fresh.card))
+    measured = {
+        f"statistics/{name}": value
+        for name, value in adapter_state(fresh.module).items()
+        if name.endswith(STATISTICS)
+    }
+    arrays, _ = unpack(answers[0].blob)
+    assert arrays.keys() == measured.keys()
+    for name, value in arrays.items():
+        np.testing.assert_allclose(value, measured[name], rtol=1e-5, atol=1e-6)
+    # From now on a message that means the larger network is refused by the name that mends it.
+    before = digest(pb.SubNetwork.FromString(package).mask)
+    now = digest(pb.SubNetwork.FromString(left).mask)
+    wanted = pb.EvaluateRequest(run="r", adapter=state_digest(state), network=before)
+    with pytest.raises(MissingNetworkError, match="is another one: the server must send it"):
+        ask(folder, EVALUATE, wanted, blob)
+    wanted.network = now
+    assert pb.EvaluateReply.FromString(ask(folder, EVALUATE, wanted, blob).body).HasField(
+        "evaluation"
+    )
+
+
+def test_with_statistics_of_its_own_it_sends_none_of_the_smaller_network(folder, package):
+    local = packed(package, local_statistics=True)
+    ask(folder, INSTALL, pb.InstallRequest(run="r"), local)
+    left = packed(smaller(package), local_statistics=True)
+    whole, _ = start(left)
+    state = {name: value for name, value in whole.items() if not name.endswith(STATISTICS)}
+    answer = ask(folder, CUT, asked_to_cut(left, state), encode_state(state, "float32"))
+    assert unpack(answer.blob)[0] == {}
+
+
+def test_a_cut_that_is_refused_leaves_the_network_that_is_there(folder, package):
+    ask(folder, INSTALL, pb.InstallRequest(run="r"), package)
+    left = smaller(package)
+    state, blob = start(left)
+    wide, wide_blob = start(package)
+    for changes, adapter, error in (
+        ({"content": "0" * 64}, blob, DigestMismatchError),
+        ({"adapter": "0" * 64}, blob, StaleUpdateError),
+        ({"mask": b"FSM1"}, blob, FedsprigError),
+        ({"run": "other"}, blob, MissingNetworkError),
+        ({"adapter": state_digest(wide)}, wide_blob, AdapterError),
+    ):
+        with pytest.raises(error):
+            ask(folder, CUT, asked_to_cut(left, state, **changes), adapter)
+        assert DeviceStore(folder / "store").package("r") == package
+    ask(folder, INSTALL, pb.InstallRequest(run="r"), left)
+    with pytest.raises(MissingPartError, match="has lost units"):
+        ask(folder, CUT, asked_to_cut(package, wide), wide_blob)
