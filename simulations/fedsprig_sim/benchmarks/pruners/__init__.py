@@ -6,6 +6,7 @@ that a study that was killed goes on where it stood.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -91,13 +92,23 @@ def run(
         progress.step(study, f"{names[case]}, seed {case.seed}: {100 * found['test']:.2f} %")
     return {
         "study": study,
-        "options": {**asdict(options), "data": Path(options.data).name},
+        "options": _plain(options),
         "pictures": {
             name: len(getattr(world, name).labels) for name in ("train", "validation", "test")
         },
         "machine": machine(),
         "cases": figures,
     }
+
+
+def _plain(options: Options) -> dict[str, Any]:
+    """Options as JSON has them, without folders of a machine."""
+    named = {
+        "data": Path(options.data).name,
+        "weights": options.weights and Path(options.weights).name,
+    }
+    found: dict[str, Any] = json.loads(json.dumps({**asdict(options), **named}))
+    return found
 
 
 def table(figures: Mapping[str, Any]) -> str:
