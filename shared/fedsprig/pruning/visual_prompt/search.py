@@ -145,7 +145,8 @@ class Search(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Logits of ``images [n, c, h, w]``."""
         frame = self._frame()
-        gates = self.selection.gates(self.scorer(frame), self.budget)
+        with torch.autocast(images.device.type, enabled=False):  # half the bits would tie scores
+            gates = self.selection.gates(self.scorer(frame), self.budget)
         parameters = dict(self.network.named_parameters())
         opened = gated(parameters, self.selection.plan, gates, where="consumed")
         pictures = images if frame is None else framed(images, frame)

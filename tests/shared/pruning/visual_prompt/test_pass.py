@@ -85,6 +85,23 @@ def test_a_search_computes_as_the_masked_network_does(vit_job, job_for):
             )
 
 
+def test_scores_keep_all_their_bits_where_the_network_computes_with_half(job_for):
+    job = job_for("latency", "40%")
+    found = []
+
+    class Noting(type(QUICK.selection(job))):
+        def gates(self, scores, budget):
+            found.append([values.detach().clone() for values in scores])
+            return super().gates(scores, budget)
+
+    search = begun(job)
+    search.selection = Noting(plan=job.plan, floor=0.05)
+    for half in (True, False):
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=half):
+            assert search(job.train.images[:2]).dtype == (torch.bfloat16 if half else torch.float32)
+    assert all(map(torch.equal, *found))
+
+
 def test_a_search_finds_what_the_loss_asks_for(job_for):
     """It ends at a lower loss on the training pictures than the mask that it began with."""
     job = job_for("latency", "40%")
