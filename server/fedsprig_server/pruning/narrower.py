@@ -20,7 +20,8 @@ from fedsprig.errors import InfeasibleBudgetError
 from fedsprig.graph import GroupPlan, shrink_plan
 from fedsprig.masks import Budget, Mask
 from fedsprig.pruning.aap.attention import Strengths
-from fedsprig.pruning.aap.thresholds import Bools, Weighting, crossing, falling_thresholds, filled
+from fedsprig.pruning.aap.thresholds import Bools, Weighting, crossing, falling_thresholds
+from fedsprig.pruning.filling import filled
 from fedsprig.pruning.nesting import lifted
 from fedsprig_server.pruning.sizes import Sizes
 

@@ -17,13 +17,16 @@ from typing import Any, Final
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from fedsprig.artifacts.container import Array
 from fedsprig.errors import BudgetError, InfeasibleBudgetError
 from fedsprig.graph import materialize
-from fedsprig.masks import Budget, Mask, ScoreSet, solve
+from fedsprig.masks import Budget, Mask, PlanCosts, ScoreSet, solve
+from fedsprig.masks.costs import BYTES_PER_PARAMETER
 from fedsprig.masks.weights import WeightMask
+from fedsprig.pruning.filling import filled
 from fedsprig.pruning.finish import figures, finished
 from fedsprig.pruning.job import Job, Labelled
 from fedsprig.pruning.journal import Journal
@@ -105,19 +108,33 @@ class Trial:
     _save: Callable[[Mapping[str, Any], Mapping[str, Array]], None]
 
     def solve(self, scores: ScoreSet) -> Mask:
-        """The largest mask within the budget; see :func:`fedsprig.masks.solve`.
+        """The best units within the budget, by :func:`fedsprig.masks.solve`, and what still fits.
 
         Raises:
             InfeasibleBudgetError: no mask is within it.
         """
-        return solve(
+        plan, budget = self.job.plan, self.budget
+        mask = solve(
             scores,
-            self.job.plan,
-            self.budget,
+            plan,
+            budget,
             floor=self._method.floor,
             protect=self._method.protect,
             latency_ms=self.job.latency_ms,
         )
+        if budget.latency_ms is not None:
+            return mask  # every size would be a measurement
+        costs = PlanCosts(plan)
+
+        def fits(drop: Mapping[str, NDArray[np.bool_]]) -> bool:
+            kept = np.array([np.count_nonzero(~drop[name]) for name in costs.names], np.int64)
+            within = budget.macs is None or costs.macs(kept) <= budget.macs
+            size = BYTES_PER_PARAMETER * costs.parameters(kept)
+            return within and (budget.weight_bytes is None or size <= budget.weight_bytes)
+
+        dropped = {name: ~units for name, units in mask.groups.items()}
+        rest = filled(scores.normalised().groups, dropped, fits)
+        return Mask({name: ~gone for name, gone in rest.items()})
 
     def cut(self, mask: Mask, network: nn.Module | None = None) -> Stage:
         """The small network of a mask.

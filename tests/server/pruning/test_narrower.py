@@ -13,7 +13,8 @@ from fedsprig.graph import shrink_plan
 from fedsprig.masks import Budget, Mask, ScoreSet, plan_macs, plan_parameters
 from fedsprig.models.cifar_resnet import CifarResNet
 from fedsprig.pruning.aap.attention import attention, attention_sums
-from fedsprig.pruning.aap.thresholds import crossing, falling_thresholds, filled, layer_count
+from fedsprig.pruning.aap.thresholds import crossing, falling_thresholds, layer_count
+from fedsprig.pruning.filling import filled
 from fedsprig.pruning.nesting import lifted
 from fedsprig_server.base import Base
 from fedsprig_server.config import PruningConfig, SelectionConfig

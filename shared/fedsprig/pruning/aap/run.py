@@ -21,11 +21,11 @@ from fedsprig.pruning.aap.thresholds import (
     crossing_threshold,
     dropped_at,
     falling_thresholds,
-    filled,
     layer_count,
     next_fall,
     share_threshold,
 )
+from fedsprig.pruning.filling import filled
 from fedsprig.pruning.finish import figures, finished
 from fedsprig.pruning.job import Job, least_units
 from fedsprig.pruning.journal import Journal

@@ -136,23 +136,3 @@ def crossing_threshold(falls: Strengths, least: Mapping[str, int], fits: Fits) -
 def crossing(falls: Strengths, least: Mapping[str, int], fits: Fits) -> dict[str, Bools]:
     """The fewest units, in the order in which they fall, whose loss makes the network fit."""
     return dropped_at(falls, crossing_threshold(falls, least, fits), least)
-
-
-def filled(falls: Strengths, drop: dict[str, Bools], fits: Fits) -> dict[str, Bools]:
-    """What goes once the units that still fit are taken back, those that fall last first.
-
-    Args:
-        falls: from :func:`falling_thresholds`.
-        drop: from :func:`crossing`; changed in place.
-        fits: as there.
-    """
-    gone = [
-        (float(falls[name][unit]), name, int(unit))
-        for name, units in drop.items()
-        for unit in np.flatnonzero(units)
-    ]
-    for _, name, unit in sorted(gone, key=lambda item: -item[0]):
-        drop[name][unit] = False
-        if not fits(drop):
-            drop[name][unit] = True
-    return drop
