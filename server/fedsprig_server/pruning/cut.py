@@ -240,5 +240,5 @@ class Shrinking:
             "threshold": item.threshold,
             "units": size.units,
             "parameters": size.parameters,
-            "macs": size.macs,
+            "macs": self.base.macs(item.mask),  # as results count them, without the classifier's
         }
