@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -35,19 +35,24 @@ class Ramping:
     ramp: Ramp
 
     def __post_init__(self) -> None:
+        if self.ramp not in get_args(Ramp):
+            raise TrainingError(f"ramp is {self.ramp!r:.40}: use {', '.join(get_args(Ramp))}")
         if not 0 <= self.start < self.full <= 1:
             raise TrainingError(
                 f"pruning starts at {self.start} of the steps and is full at {self.full}: choose "
                 "0 <= start < full <= 1"
             )
 
-    def factor(self, done: int, total: int) -> float:
-        """The share of the final ratio, 0 to 1, of the step after ``done`` of ``total``."""
+    def progress(self, done: int, total: int) -> float:
+        """How far from start to full the step after ``done`` of ``total`` is, 0 to 1."""
         if done >= total:
             return 1.0
         x = ((done + 1) / total - self.start) / (self.full - self.start)
-        x = min(1.0, max(0.0, x))
-        return x if self.ramp == "linear" else 1 - (1 - x) ** 3
+        return min(1.0, max(0.0, x))
+
+    def factor(self, progress: float) -> float:
+        """The share of the final ratio, 0 to 1."""
+        return progress if self.ramp == "linear" else 1 - (1 - progress) ** 3
 
 
 class Course:
@@ -63,7 +68,7 @@ class Course:
         ramping: Ramping,
         total: int,
         *,
-        mask: Callable[[Tensor, Tensor], Tensor],
+        mask: Callable[[Tensor, Tensor, float], Tensor],
         decide: Callable[[Mapping[str, Tensor]], dict[str, int]],
         drops: dict[str, int] | None = None,
     ) -> None:
@@ -73,7 +78,7 @@ class Course:
             subject: what is pruned.
             ramping: how the ratio grows.
             total: steps of the training.
-            mask: from rows of values and what each row drops, to their masks.
+            mask: from rows of values, what each row drops and the progress, to their masks.
             decide: what each row loses in the end, from the parameters.
             drops: what was decided before.
         """
@@ -89,13 +94,14 @@ class Course:
 
     def masks(self, parameters: Mapping[str, Tensor]) -> Rows | None:
         """The masks of the step after ``done``; ``None`` while the network is dense."""
-        factor = self._ramping.factor(self.done, self._total)
-        if factor == 0:
+        progress = self._ramping.progress(self.done, self._total)
+        if progress == 0:
             return None
         if self.drops is None:
             with torch.no_grad():
                 self.drops = self._decide(parameters)
         found = {}
         for name, values in self._subject.rows(parameters).items():
-            found[name] = self._mask(values, ramped(values, self.drops[name], factor))
+            drop = ramped(values, self.drops[name], self._ramping.factor(progress))
+            found[name] = self._mask(values, drop, progress)
         return found

@@ -4,7 +4,7 @@ Zhu and Gupta 2017, "To prune, or not to prune: exploring the efficacy of prunin
 compression", arXiv 1710.01878. Masked weights get no gradient (decay and what momentum is left
 still move them) and come back where others have become smaller, since masks are made anew at every
 step, the published code's every hundred or so. Shares of layers are global, as PDP's: what differs
-between the two is the softness and the form of the ramp alone.
+between the two is the softness, and the form of the ramp by default.
 """
 
 from __future__ import annotations
@@ -13,14 +13,20 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from fedsprig.pruning.sparse.course import Ramping
+from fedsprig.pruning.sparse.course import Ramp
 from fedsprig.pruning.sparse.method import SparsePruner
 from fedsprig.pruning.sparse.soft import hard_mask
 
 
 @dataclass(frozen=True, kw_only=True)
 class GradualMagnitude(SparsePruner):
-    """Hard masks and a ratio that grows with a cubic, fast while there is much to spare."""
+    """Hard masks and a ratio that grows with a cubic, fast while there is much to spare.
+
+    Attributes:
+        ramp: cubic, as published, or PDP's linear one.
+    """
+
+    ramp: Ramp = "cubic"
 
     @property
     def name(self) -> str:
@@ -32,10 +38,6 @@ class GradualMagnitude(SparsePruner):
         """They are not."""
         return False
 
-    def ramping(self) -> Ramping:
-        """Cubic."""
-        return Ramping(start=self.start, full=self.full, ramp="cubic")
-
-    def mask(self, values: Tensor, drop: Tensor) -> Tensor:
+    def mask(self, values: Tensor, drop: Tensor, progress: float) -> Tensor:
         """1 for the largest, 0 for the others."""
         return hard_mask(values, drop)

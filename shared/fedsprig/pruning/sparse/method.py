@@ -10,7 +10,7 @@ from torch import Tensor
 from fedsprig.errors import BudgetError, InfeasibleBudgetError
 from fedsprig.masks import PlanCosts
 from fedsprig.pruning.job import Job
-from fedsprig.pruning.sparse.course import Ramping
+from fedsprig.pruning.sparse.course import Ramp, Ramping
 from fedsprig.pruning.sparse.layers import WORDS, prunable_layers
 from fedsprig.pruning.sparse.pattern import Pattern
 from fedsprig.pruning.sparse.run import SparseRun
@@ -26,6 +26,7 @@ class SparsePruner(SizedPruner):
     Attributes:
         pattern: ``"channels"`` (whole units, for every policy), ``"unstructured"`` or ``"N:M"``, as
             in ``"2:4"`` (single weights: fewer bytes, no fewer multiply-accumulates).
+        ramp: how the ratio grows in between: ``"linear"`` or ``"cubic"``.
         start: share of the training's steps that are dense (the paper: 16 of 100 epochs).
         full: share of them after which the ratio is that of the end (the paper: 16 + 67).
         dense: of single weights, the layers that stay dense: module paths, or ``"first"``,
@@ -40,6 +41,7 @@ class SparsePruner(SizedPruner):
     """
 
     pattern: str = "channels"
+    ramp: Ramp = "linear"
     start: float = 0.16
     full: float = 0.83
     dense: tuple[str, ...] = WORDS
@@ -63,13 +65,19 @@ class SparsePruner(SizedPruner):
             )
         self.ramping()
 
-    @abstractmethod
     def ramping(self) -> Ramping:
         """How the ratio grows."""
+        return Ramping(start=self.start, full=self.full, ramp=self.ramp)
 
     @abstractmethod
-    def mask(self, values: Tensor, drop: Tensor) -> Tensor:
-        """The masks that a step computes with, of rows of values and what each drops."""
+    def mask(self, values: Tensor, drop: Tensor, progress: float) -> Tensor:
+        """The masks that a step computes with.
+
+        Args:
+            values: in rows, ``[rows, length]``.
+            drop: what each row loses now, int64 ``[rows]``.
+            progress: from the start of pruning, 0, to the full ratio, 1.
+        """
 
     @property
     @abstractmethod

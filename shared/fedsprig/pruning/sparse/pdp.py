@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from fedsprig.pruning.sparse.course import Ramping
+from fedsprig.errors import BudgetError
+from fedsprig.pruning.sparse.course import Ramp
 from fedsprig.pruning.sparse.method import SparsePruner
 from fedsprig.pruning.sparse.soft import Softness, soft_mask
 
@@ -20,19 +21,26 @@ class PDP(SparsePruner):
     """Soft masks, a ratio that grows linearly, and all weights learning to the end.
 
     Attributes:
+        ramp: linear, as published; a cubic one reaches high ratios sooner.
         kappa: how soft: tau as a share of t^2.
         tau: the paper's fixed tau instead (0.0001); ``None`` for kappa's.
+        hardening: what tau is multiplied by on the way from ``start`` to ``full``, geometrically; 1
+            keeps it, as published. Masks that are soft to the end are not what the cut leaves.
 
     Raises:
         BudgetError: a setting out of its range.
     """
 
+    ramp: Ramp = "linear"
     kappa: float = 0.05
     tau: float | None = None
+    hardening: float = 0.02
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._softness()
+        if not 0 < self.hardening <= 1:
+            raise BudgetError(f"hardening is a factor above 0 and up to 1, not {self.hardening}")
+        self._softness(1)
 
     @property
     def name(self) -> str:
@@ -44,13 +52,10 @@ class PDP(SparsePruner):
         """They are."""
         return True
 
-    def ramping(self) -> Ramping:
-        """Linear."""
-        return Ramping(start=self.start, full=self.full, ramp="linear")
-
-    def mask(self, values: Tensor, drop: Tensor) -> Tensor:
+    def mask(self, values: Tensor, drop: Tensor, progress: float) -> Tensor:
         """``m``."""
-        return soft_mask(values, drop, self._softness())
+        return soft_mask(values, drop, self._softness(self.hardening**progress))
 
-    def _softness(self) -> Softness:
-        return Softness(kappa=self.kappa, tau=self.tau)
+    def _softness(self, factor: float) -> Softness:
+        tau = None if self.tau is None else factor * self.tau
+        return Softness(kappa=factor * self.kappa, tau=tau)

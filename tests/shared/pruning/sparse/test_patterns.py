@@ -224,16 +224,16 @@ def test_a_unit_of_zeros_has_a_gradient_that_is_a_number():
 def test_courses_by_hand():
     linear = Ramping(start=0.2, full=0.8, ramp="linear")
     # After steps 1 to 10 of 10: 0.1, 0.2 are dense; 0.5 is half of the way; from 0.8 on it is full.
-    found = [linear.factor(done, 10) for done in range(11)]
+    found = [linear.progress(done, 10) for done in range(11)]
     expected = [0, 0, 1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6, 1, 1, 1, 1]
     assert found == pytest.approx(expected)
+    assert [linear.factor(x) for x in found] == found
     cubic = Ramping(start=0.2, full=0.8, ramp="cubic")
-    assert [cubic.factor(done, 10) for done in range(11)] == pytest.approx(
-        [1 - (1 - x) ** 3 for x in expected]
-    )
+    assert [cubic.progress(done, 10) for done in range(11)] == found
+    assert [cubic.factor(x) for x in (0, 0.5, 0.75, 1)] == [0, 1 - 1 / 8, 1 - 1 / 64, 1]
     at_once = Ramping(start=0, full=1, ramp="linear")
-    assert [at_once.factor(done, 4) for done in range(4)] == [0.25, 0.5, 0.75, 1]
-    assert at_once.factor(0, 0) == 1
+    assert [at_once.progress(done, 4) for done in range(4)] == [0.25, 0.5, 0.75, 1]
+    assert at_once.progress(0, 0) == 1
     for start, full in ((0.5, 0.5), (-0.1, 1), (0, 1.1), (0.9, 0.1), (math.nan, 1)):
         with pytest.raises(TrainingError, match="start < full"):
             Ramping(start=start, full=full, ramp="linear")

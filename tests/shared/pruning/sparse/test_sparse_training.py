@@ -140,6 +140,7 @@ def test_methods_and_softness_lead_to_other_networks(job_for):
             PDP(training=FAST),
             PDP(training=FAST, kappa=0.5),
             PDP(training=FAST, tau=1e-4),
+            PDP(training=FAST, hardening=1.0),
             PDP(training=FAST, start=0.5),
             GradualMagnitude(training=FAST),
         )
@@ -334,8 +335,22 @@ def test_settings_out_of_range_are_refused(values, error):
     for method in METHODS:
         with pytest.raises(error):
             method(**values)
-    with pytest.raises(BudgetError):
-        PDP(kappa=0)
+    for values in ({"kappa": 0}, {"tau": 0.0}, {"hardening": 0.0}, {"hardening": 1.5}):
+        with pytest.raises(BudgetError):
+            PDP(**values)
+
+
+def test_tau_shrinks_geometrically_on_the_way():
+    values, drop = torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([1])  # t = 1.5
+    for pruner, tau in (
+        (PDP(kappa=0.5, hardening=0.01), 0.5 * 2.25),
+        (PDP(tau=0.5, hardening=0.01), 0.5),
+        (PDP(kappa=0.5, hardening=1.0), None),
+    ):
+        for progress, factor in ((0.0, 1), (0.5, 0.1), (1.0, 0.01)):
+            expected = (values.square() - 2.25) / (tau * factor if tau else 0.5 * 2.25)
+            mask = pruner.mask(values, drop, progress)
+            torch.testing.assert_close(mask, expected.sigmoid())
 
 
 def test_normalisation_of_the_whole_network_is_left_alone(job_for):
