@@ -44,6 +44,7 @@ def test_the_scenario_is_one(tmp_path: Path) -> None:
         ("[rounds]", sections.RoundsSection),
         ("[codecs]", sections.CodecsSection),
         ("[selection]", sections.SelectionSection),
+        ("[pruning]", sections.PruningSection),
     ],
 )
 def test_every_key_is_listed(title: str, model: type[sections.Section]) -> None:

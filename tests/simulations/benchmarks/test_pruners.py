@@ -131,7 +131,17 @@ def test_both_arms_of_the_sparsity_study_differ_by_the_method_alone(world):
             other.target,
             other.seed,
         )
-        shared = ("training", "pattern", "start", "full", "dense", "cap", "floor", "train_first")
+        shared = (
+            "training",
+            "pattern",
+            "ramp",
+            "start",
+            "full",
+            "dense",
+            "cap",
+            "floor",
+            "train_first",
+        )
         assert all(getattr(own.pruner, n) == getattr(other.pruner, n) for n in shared)
 
 
@@ -175,14 +185,14 @@ def fake(row, arm, seed, test, **metrics):
 def test_tables_by_hand():
     lines = sparsity.table(
         [
-            fake("2:4", "pdp", 0, 0.90, soft_to_hard_gap=-0.002),
-            fake("2:4", "gmp", 0, 0.88),
-            fake("2:4", "pdp", 1, 0.92),
-            fake("2:4", "gmp", 1, 0.91),
+            fake("2:4", "pdp, linear", 0, 0.90, soft_to_hard_gap=-0.002),
+            fake("2:4", "gmp, linear", 0, 0.88),
+            fake("2:4", "pdp, linear", 1, 0.92),
+            fake("2:4", "gmp, linear", 1, 0.91),
         ]
     )
     row = " ".join(lines.splitlines()[1].split())
-    assert row == "2:4 91.00 ± 1.00 89.50 ± 1.50 +1.50 ± 0.50 0.15 0.20 95.00"
+    assert row == "2:4 linear 91.00 ± 1.00 89.50 ± 1.50 +1.50 ± 0.50 0.15 0.20 95.00"
     row = aap.table([fake("parameters, no loss", "aap", 0, 0.93)]).splitlines()[1]
     assert "-75.00 %" in row
     assert "-50.00 %" in row
