@@ -31,7 +31,7 @@ _MOMENTUM: Final = "momentum:"
 
 
 class Scorer(nn.Module):
-    """theta and omega: everything between a prompt and scores, of one network.
+    """Theta and omega: everything between a prompt and scores, of one network.
 
     Attributes:
         hyper_network: theta.
