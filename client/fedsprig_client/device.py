@@ -21,7 +21,6 @@ import torch
 from torch import Tensor
 
 from fedsprig.adapters import adapter_state, is_statistic, load_adapter_state
-from fedsprig.adapters.factors import TRAINS, held
 from fedsprig.artifacts import pack
 from fedsprig.artifacts.digest import digest, state_digest
 from fedsprig.bases import BaseWeights
@@ -41,7 +40,6 @@ from fedsprig.subnetwork import SubNetwork, build_subnetwork
 from fedsprig.tasks import class_means, projected_variance, sketch
 from fedsprig.training import (
     ImageSet,
-    TrainConfig,
     evaluate,
     features,
     fit,
@@ -68,6 +66,13 @@ from fedsprig.wire import device_pb2 as pb
 from fedsprig.wire.budgets import to_wire
 from fedsprig_client.config import DeviceConfig
 from fedsprig_client.store import DeviceStore
+from fedsprig_client.travelling import (
+    hold,
+    measures,
+    train_config,
+    travelling,
+    travelling_statistics,
+)
 
 log = logging.getLogger(__name__)
 HELD_OUT = 0.2
@@ -208,7 +213,10 @@ class Device:
         vectors = features(network.module, network.card.head, images)
         found, numbers = vectors.numpy(), labels.numpy()
         means, counts = class_means(found, numbers, len(self.pictures.classes))
-        arrays = _statistics(network) | {"prototypes": means.astype(np.float32), "counts": counts}
+        arrays = travelling_statistics(network) | {
+            "prototypes": means.astype(np.float32),
+            "counts": counts,
+        }
         reply = pb.InstallReply(
             pictures=len(labels),
             projected_variance=projected_variance(found, numbers, means),
@@ -225,18 +233,18 @@ class Device:
         if wanted.evaluate:
             reply.evaluation.CopyFrom(self._check(network))
         images, labels = self._tensors(network.card, self.pictures)
-        _hold(network, received, wanted.training.trains)
+        hold(network, received, wanted.training.trains)
         report = fit(
             network.module,
             images,
             labels,
-            _train_config(wanted.training),
+            train_config(wanted.training),
             seed=derive_seed(wanted.seed, self.config.name, str(wanted.round)),
         )
-        if not _measures(network):  # who does, does so on whatever adapter it gets next
+        if not measures(network):  # who does, does so on whatever adapter it gets next
             recalibrate(network.module, images)
         delta = {
-            name: value.numpy() - received[name] for name, value in _travelling(network).items()
+            name: value.numpy() - received[name] for name, value in travelling(network).items()
         }
         update = encode_update(delta, base_digest=wanted.adapter, codec=wanted.codec)
         reply.loss = report.losses[-1] if report.losses else 0.0
@@ -270,10 +278,10 @@ class Device:
         network, _ = self._load(package, wanted.adapter, request.blob)
         self.store.keep_package(wanted.run, package)
         images, _ = self._tensors(network.card, self.pictures)
-        if not _measures(network):
+        if not measures(network):
             recalibrate(network.module, images)
         reply = pb.CutReply(pictures=len(images), seconds=time.perf_counter() - started)
-        return Envelope(CUT, reply.SerializeToString(), pack(_statistics(network)))
+        return Envelope(CUT, reply.SerializeToString(), pack(travelling_statistics(network)))
 
     def _evaluate(self, request: Envelope) -> Envelope:
         started = time.perf_counter()
@@ -326,52 +334,9 @@ class Device:
         if state_digest(received) != wanted:
             raise StaleUpdateError("the adapter is another than the message names: send it again")
         values = {name: torch.from_numpy(value) for name, value in received.items()}
-        if _measures(network):
+        if measures(network):
             values |= {n: b for n, b in network.module.named_buffers() if is_statistic(n)}
         load_adapter_state(network.module, values)
-        if _measures(network):
+        if measures(network):
             recalibrate(network.module, self._tensors(network.card, self.pictures)[0])
         return network, received
-
-
-def _measures(network: SubNetwork) -> bool:
-    """Whether the device measures its own normalisation statistics, which then never travel."""
-    return network.adapter is not None and network.adapter.local_statistics
-
-
-def _travelling(network: SubNetwork) -> dict[str, Tensor]:
-    """The part of the adapter's state that the server gets."""
-    state = adapter_state(network.module)
-    if not _measures(network):
-        return state
-    return {name: value for name, value in state.items() if not is_statistic(name)}
-
-
-def _statistics(network: SubNetwork) -> dict[str, np.ndarray]:
-    """The normalisation statistics that the server gets, by the names of the answer's arrays."""
-    return {
-        f"statistics/{name}": value.numpy()
-        for name, value in _travelling(network).items()
-        if is_statistic(name)
-    }
-
-
-def _hold(network: SubNetwork, received: Mapping[str, np.ndarray], trains: str) -> None:
-    """Freeze the factors that do not train in this round: they do not travel up either."""
-    if trains not in ("", *TRAINS):
-        raise MessageError(f"no factor is called {trains!r:.40}: use {', '.join(TRAINS)}")
-    for name in held(received, trains or "both"):
-        network.module.get_parameter(name).requires_grad = False
-
-
-def _train_config(wanted: pb.LocalTraining) -> TrainConfig:
-    return TrainConfig(
-        steps=wanted.steps or None,
-        epochs=None if wanted.steps else wanted.epochs,
-        batch_size=wanted.batch_size,
-        learning_rate=wanted.learning_rate,
-        momentum=wanted.momentum,
-        weight_decay=wanted.weight_decay,
-        schedule=wanted.schedule,  # type: ignore[arg-type]
-        augment=wanted.augment,  # type: ignore[arg-type]
-    )
