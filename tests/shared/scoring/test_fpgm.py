@@ -3,9 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fedsprig.errors import PlanError, ScoreError
 from fedsprig.scoring import score
+from fedsprig.scoring.fpgm import _squared_distances
 
 
 def sums_of_distances(filters):
@@ -38,6 +41,16 @@ def test_equal_filters_score_exactly_zero(net, plan):
     with torch.no_grad():
         net.conv1.weight.copy_(net.conv1.weight[:1].expand(3, -1, -1, -1).clone())
     assert not score("fpgm", net, plan).groups["conv1"].any()
+
+
+@given(st.integers(-15, 0), st.integers(0, 2**16))
+def test_filters_that_nearly_agree_are_told_apart(exponent, seed):
+    rng = np.random.default_rng(seed)
+    rows = np.repeat(rng.normal(size=(3, 7)), 2, axis=0)
+    rows[::2] += 10.0**exponent * rng.normal(size=(3, 7))
+    found = _squared_distances(torch.from_numpy(rows)).sqrt().numpy()
+    exact = np.linalg.norm(rows[:, None] - rows, axis=2)
+    np.testing.assert_allclose(found, exact, rtol=1e-8)
 
 
 def test_bad_input_is_refused(net, plan):
