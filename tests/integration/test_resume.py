@@ -14,7 +14,7 @@ from fedsprig.wire import DESCRIBE, KINDS
 from fedsprig_client.app import relay
 from fedsprig_server.aggregation import AGGREGATIONS
 from fedsprig_server.app import GridTransport
-from fedsprig_server.config import ServerConfig
+from fedsprig_server.config import PruningConfig, ServerConfig
 from fedsprig_server.ledger import Ledger
 from fedsprig_server.library import Library
 from fedsprig_server.serve import serve_from
@@ -153,6 +153,41 @@ def test_killed_after_every_single_step_it_ends_the_same(world, tmp_path, aggreg
         serve_from(library, Nobody(), config)
         serve_from(library, Nobody(), config)
     assert left_behind(config) == left_behind(whole)
+
+
+@pytest.mark.parametrize(("aggregation", "local"), [("fixed", False), ("alternating", True)])
+def test_killed_while_its_networks_shrink_it_ends_the_same(world, tmp_path, aggregation, local):
+    """Killed after devices have cut their networks, before the round is committed."""
+
+    def settled(folder):
+        config = training(settle(world, folder), aggregation, local=local)
+        rounds = dataclasses.replace(config.rounds, count=3)
+        return dataclasses.replace(
+            config, rounds=rounds, pruning=PruningConfig(every=1, cuts=2, start=3.0)
+        )
+
+    whole = settled(tmp_path / "whole")
+    attempt(tmp_path / "whole", whole)
+    config = settled(tmp_path / "killed")
+    cuts = []
+    for _ in range(20):
+        with pytest.raises(Killed):
+            attempt(tmp_path / "killed", config, library=Mortal)
+        with Library(config.library) as library:
+            arm = library.run("low.one_shot")
+        cuts.append(len(arm.state.get("cuts", [])) if arm else None)
+        if arm and arm.phase == "done":
+            break
+    assert cuts == [None, None, 0, 0, 1, 2, 2, 2]
+    with Library(config.library) as library:
+        serve_from(library, Nobody(), config)
+    assert left_behind(config) == left_behind(whole)
+    found = []
+    for one in (config, whole):
+        with Library(one.library) as library:
+            state = library.run("low.one_shot").state
+            found.append((state["cuts"], state["masks"], state["adapter"]))
+    assert found[0] == found[1]
 
 
 def test_a_task_that_is_tried_again_sees_no_task_of_its_own_run(world, tmp_path):
