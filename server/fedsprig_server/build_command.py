@@ -16,7 +16,8 @@ from fedsprig.training import ImageSet, read
 from fedsprig_server.base import Base
 from fedsprig_server.library import Entry, Library
 from fedsprig_server.library_build import LibraryTask
-from fedsprig_server.pruned_entries import PruningConfig, configured, prune_into_library
+from fedsprig_server.method_settings import configured
+from fedsprig_server.pruned_entries import PruningConfig, prune_into_library
 
 CHECKPOINTS = "building"
 """Folder in the library's where unfinished tasks lie."""

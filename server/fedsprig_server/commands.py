@@ -60,11 +60,7 @@ def _show(folder: Folder, name: Annotated[str, typer.Argument(help="Name of a ta
 
 @library.command("verify")
 def _verify(folder: Folder) -> None:
-    """Check every row and every blob.
-
-    Raises:
-        LibraryError: Something is missing or damaged; all problems are printed first.
-    """
+    """Check every row and every blob; print what is missing or damaged."""
     with _opened(folder) as opened:
         problems = opened.verify()
         count = len(opened.entries())
@@ -73,6 +69,23 @@ def _verify(folder: Folder) -> None:
     if problems:
         raise LibraryError(f"{len(problems)} problems in {folder}: restore it from a copy")
     print(f"{count} tasks, every blob intact")
+
+
+@library.command("methods")
+def _methods(
+    method: Annotated[str | None, typer.Argument(help="Show this one's settings.")] = None,
+) -> None:
+    """Show the methods that `build` knows, or the settings of one."""
+    from fedsprig_server.method_settings import defaults, summaries
+
+    if method is not None:
+        for setting, value in defaults(method).items():
+            print(f"--set {setting}={value}")
+        return
+    table = Table("method", "what it does", box=None)
+    for name, line in summaries().items():
+        table.add_row(name, line)
+    Console().print(table)
 
 
 @library.command("build")
@@ -86,9 +99,11 @@ def _build(
             "repeatable.",
         ),
     ],
-    method: Annotated[str, typer.Option(help="How units are chosen, such as aap or taylor.")],
+    method: Annotated[str, typer.Option(help="aap, pdp, pass, taylor and others: see `methods`.")],
     policy: Annotated[str, typer.Option(help="accuracy, memory or latency.")],
-    target: Annotated[str, typer.Option(help="1% (accuracy), 25% or 120kB, 30% or 12M (MACs).")],
+    target: Annotated[
+        str, typer.Option(help="1% (accuracy), 25% or 120kB (memory), 30%, 12M or 5ms (latency).")
+    ],
     model: Annotated[str, typer.Option(help="Base model.")] = "sprig20",
     weights: Annotated[
         str, typer.Option(help="shipped, imagenet, a .safetensors file, or none.")
@@ -110,8 +125,7 @@ def _build(
 ) -> None:
     """Make library entries of tasks with pictures; the same command goes on after an interruption.
 
-    Raises:
-        FedsprigError: Data that cannot be read, a target that cannot be met, an unknown method.
+    `fedsprig library methods` shows the methods and their settings.
     """
     from fedsprig_server.build_command import build
 
@@ -124,7 +138,7 @@ def _build(
         model=model,
         weights=None if weights == "none" else weights,
         image_size=image_size,
-        settings=_pairs(settings or [], "--set"),
+        settings=_pairs(settings or [], "--set", empty=True),
         held_out=held_out,
         seed=seed,
     )
@@ -145,11 +159,11 @@ def _build(
     Console().print(table)
 
 
-def _pairs(items: list[str], option: str) -> dict[str, str]:
+def _pairs(items: list[str], option: str, *, empty: bool = False) -> dict[str, str]:
     pairs = {}
     for item in items:
         name, sign, value = item.partition("=")
-        if not (name and sign and value):
+        if not (name and sign and (value or empty)):
             raise typer.BadParameter(f"{item!r} is not of the form NAME=VALUE", param_hint=option)
         if name in pairs:
             raise typer.BadParameter(f"{name!r} is given twice", param_hint=option)

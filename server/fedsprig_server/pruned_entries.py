@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedsprig.errors import BudgetError, UnknownNameError
 from fedsprig.pruning import (
-    PRUNERS,
     Job,
     Labelled,
     Policy,
@@ -23,7 +21,6 @@ from fedsprig.pruning import (
 )
 from fedsprig.pruning.latency import MeasuredLatency
 from fedsprig.seeds import derive_seed
-from fedsprig.spelling import lookup, unknown
 from fedsprig.training import ImageSet, hold_out, require_classes
 from fedsprig_server.base import Base
 from fedsprig_server.library import Entry, Library
@@ -107,61 +104,6 @@ def prune_into_library(
         shutil.rmtree(folder, ignore_errors=True)
         entries.append(entry)
     return entries
-
-
-def configured(method: str, options: Mapping[str, str]) -> Pruner:
-    """A method with some settings changed, as an operator writes them.
-
-    Args:
-        method: A name in ``PRUNERS``.
-        options: Texts by setting; ``training.epochs`` is the setting of a setting.
-
-    Raises:
-        UnknownNameError: No such method or setting.
-        BudgetError: A text that the setting cannot be read from.
-    """
-    pruner: Pruner = _changed(lookup(PRUNERS, method, "method"), options, method)
-    return pruner
-
-
-def _changed(settings: Any, options: Mapping[str, str], owner: str) -> Any:
-    """Settings with all options at once, since one may be right only beside another."""
-    names = [field.name for field in fields(settings)]
-    changes: dict[str, Any] = {}
-    inner: dict[str, dict[str, str]] = {}
-    for key, text in options.items():
-        name, _, rest = key.partition(".")
-        if name not in names:
-            raise UnknownNameError(unknown(f"setting of {owner}", name, names))
-        before = getattr(settings, name)
-        if is_dataclass(before):
-            inner.setdefault(name, {})[rest] = text
-            continue
-        try:
-            changes[name] = _read(before, text)
-        except ValueError:
-            raise BudgetError(
-                f"the setting {key}={text!r:.40} is not of the kind of {before!r:.40}: "
-                "write such a one"
-            ) from None
-    for name, some in inner.items():
-        changes[name] = _changed(getattr(settings, name), some, f"{owner}'s {name}")
-    return replace(settings, **changes)
-
-
-def _read(before: Any, text: str) -> Any:
-    """A text as a value of the kind of the one before."""
-    if text == "none" and not isinstance(before, str):
-        return None
-    if isinstance(before, bool):
-        if text not in ("true", "false"):
-            raise ValueError(text)
-        return text == "true"
-    if isinstance(before, tuple):
-        return tuple(int(part) if part.isdecimal() else part for part in text.split(",") if part)
-    if before is None:
-        return float(text) if "." in text else int(text)
-    return type(before)(text)
 
 
 def _job(base: Base, task: LibraryTask, config: PruningConfig) -> tuple[Job, ImageSet]:

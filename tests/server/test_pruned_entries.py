@@ -10,13 +10,14 @@ from fedsprig.artifacts.container import unpack
 from fedsprig.cli import run
 from fedsprig.errors import BudgetError, InfeasibleBudgetError, TooFewClassesError, UnknownNameError
 from fedsprig.masks import Mask, ScoreSet, plan_macs, plan_parameters
-from fedsprig.pruning import AAP, OneShot
+from fedsprig.pruning import AAP, PRUNERS, OneShot
 from fedsprig.pruning.job import least_units
 from fedsprig.training import TrainConfig, read
 from fedsprig_server.base import Base
 from fedsprig_server.library import Library
 from fedsprig_server.library_build import LibraryTask
-from fedsprig_server.pruned_entries import PruningConfig, configured, prune_into_library
+from fedsprig_server.method_settings import configured, defaults, summaries
+from fedsprig_server.pruned_entries import PruningConfig, prune_into_library
 
 FAST = TrainConfig(steps=2, batch_size=8, learning_rate=0.02)
 CONFIG = PruningConfig(
@@ -214,3 +215,20 @@ def test_wrong_commands_make_no_library(changes, code, message, archive, tmp_pat
     assert message in shown
     assert shown.count("\n") == 1
     assert not (tmp_path / "library").exists()
+
+
+def test_every_setting_that_is_shown_can_be_written(capsys):
+    assert summaries().keys() == PRUNERS.keys()
+    assert all(len(line) > 20 for line in summaries().values())
+    for name, pruner in PRUNERS.items():
+        shown = defaults(name)
+        assert configured(name, shown) == pruner
+        assert run(["library", "methods", name]) == 0
+        printed = capsys.readouterr().out
+        assert all(f"{setting}={value}" in printed for setting, value in shown.items())
+    assert defaults("aap")["training.epochs"] == "8"
+    assert run(["library", "methods"]) == 0
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in PRUNERS)
+    assert run(["library", "methods", "tailor"]) != 0
+    assert "did you mean 'taylor'" in capsys.readouterr().err

@@ -32,7 +32,7 @@ Rewind = Literal["rate", "weights"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AAP:
-    """The method's settings; defaults are small enough for one operator's computer.
+    """Drop units that respond weakly, retrain, roll back where it was too much (AAP).
 
     Attributes:
         power: p of the attention; the paper's scripts use 1.

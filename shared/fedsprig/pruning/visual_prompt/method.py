@@ -36,7 +36,7 @@ PROMPT: Final = "prompt"
 
 @dataclass(frozen=True, kw_only=True)
 class PASS(SizedPruner):
-    """The method's settings.
+    """Learn a visual prompt and a recurrent hyper-network that find the mask (PASS).
 
     Attributes:
         search: of prompt, encoder, hyper-network and head, while the other weights stand still.

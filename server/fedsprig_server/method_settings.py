@@ -1,0 +1,111 @@
+"""The methods that fill a library, and their settings, as an operator reads and writes them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass, replace
+from typing import Any
+
+from fedsprig.errors import BudgetError, UnknownNameError
+from fedsprig.pruning import PRUNERS, OneShot, Pruner
+from fedsprig.scoring import SCORERS
+from fedsprig.spelling import lookup, unknown
+
+
+def summaries() -> dict[str, str]:
+    """Every method's name and what it does, in a line."""
+    found = {}
+    for name, pruner in PRUNERS.items():
+        if isinstance(pruner, OneShot):
+            options = "".join(f" ({key} = {value:g})" for key, value in pruner.options)
+            found[name] = f"In one shot{options}. {_first_line(SCORERS[pruner.criterion])}"
+        else:
+            found[name] = _first_line(type(pruner))
+    return found
+
+
+def defaults(method: str) -> dict[str, str]:
+    """A method's settings and their defaults, as ``--set`` takes them.
+
+    Args:
+        method: A name in ``PRUNERS``.
+
+    Raises:
+        UnknownNameError: No such method.
+    """
+    return dict(_written(lookup(PRUNERS, method, "method")))
+
+
+def configured(method: str, options: Mapping[str, str]) -> Pruner:
+    """A method with some settings changed, as an operator writes them.
+
+    Args:
+        method: A name in ``PRUNERS``.
+        options: Texts by setting; ``training.epochs`` is the setting of a setting.
+
+    Raises:
+        UnknownNameError: No such method or setting.
+        BudgetError: A text that the setting cannot be read from.
+    """
+    pruner: Pruner = _changed(lookup(PRUNERS, method, "method"), options, method)
+    return pruner
+
+
+def _first_line(documented: Any) -> str:
+    line: str = (documented.__doc__ or "").strip().splitlines()[0]
+    return line.replace("``", "")
+
+
+def _written(settings: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    for field in fields(settings):
+        value = getattr(settings, field.name)
+        if is_dataclass(value):
+            yield from _written(value, f"{prefix}{field.name}.")
+        elif isinstance(value, tuple):
+            # Pairs, an option of a criterion say, cannot be written.
+            if all(isinstance(part, str | int) for part in value):
+                yield prefix + field.name, ",".join(map(str, value))
+        elif isinstance(value, bool) or value is None:
+            yield prefix + field.name, str(value).lower()
+        else:
+            yield prefix + field.name, str(value)
+
+
+def _changed(settings: Any, options: Mapping[str, str], owner: str) -> Any:
+    """Settings with all options at once, since one may be right only beside another."""
+    names = [field.name for field in fields(settings)]
+    changes: dict[str, Any] = {}
+    inner: dict[str, dict[str, str]] = {}
+    for key, text in options.items():
+        name, _, rest = key.partition(".")
+        if name not in names:
+            raise UnknownNameError(unknown(f"setting of {owner}", name, names))
+        before = getattr(settings, name)
+        if is_dataclass(before):
+            inner.setdefault(name, {})[rest] = text
+            continue
+        try:
+            changes[name] = _read(before, text)
+        except ValueError:
+            raise BudgetError(
+                f"the setting {key}={text!r:.40} is not of the kind of {before!r:.40}: "
+                "write such a one"
+            ) from None
+    for name, some in inner.items():
+        changes[name] = _changed(getattr(settings, name), some, f"{owner}'s {name}")
+    return replace(settings, **changes)
+
+
+def _read(before: Any, text: str) -> Any:
+    """A text as a value of the kind of the one before."""
+    if text == "none" and not isinstance(before, str):
+        return None
+    if isinstance(before, bool):
+        if text not in ("true", "false"):
+            raise ValueError(text)
+        return text == "true"
+    if isinstance(before, tuple):
+        return tuple(int(part) if part.isdecimal() else part for part in text.split(",") if part)
+    if before is None:
+        return float(text) if "." in text else int(text)
+    return type(before)(text)
