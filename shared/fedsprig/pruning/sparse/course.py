@@ -50,6 +50,12 @@ class Ramping:
         x = ((done + 1) / total - self.start) / (self.full - self.start)
         return min(1.0, max(0.0, x))
 
+    def hardening(self, done: int, total: int) -> float:
+        """How far from full to the end the step after ``done`` of ``total`` is, 0 to 1."""
+        if done >= total:
+            return 1.0
+        return max(0.0, ((done + 1) / total - self.full) / max(1e-9, 1 - self.full))
+
     def factor(self, progress: float) -> float:
         """The share of the final ratio, 0 to 1."""
         return progress if self.ramp == "linear" else 1 - (1 - progress) ** 3
@@ -78,7 +84,7 @@ class Course:
             subject: what is pruned.
             ramping: how the ratio grows.
             total: steps of the training.
-            mask: from rows of values, what each row drops and the progress, to their masks.
+            mask: from rows of values, what each row drops and :meth:`Ramping.hardening` to masks.
             decide: what each row loses in the end, from the parameters.
             drops: what was decided before.
         """
@@ -100,8 +106,9 @@ class Course:
         if self.drops is None:
             with torch.no_grad():
                 self.drops = self._decide(parameters)
+        hardening = self._ramping.hardening(self.done, self._total)
         found = {}
         for name, values in self._subject.rows(parameters).items():
             drop = ramped(values, self.drops[name], self._ramping.factor(progress))
-            found[name] = self._mask(values, drop, progress)
+            found[name] = self._mask(values, drop, hardening)
         return found

@@ -20,7 +20,7 @@ from fedsprig.pruning.sparse.soft import hard_mask
 
 @dataclass(frozen=True, kw_only=True)
 class GradualMagnitude(SparsePruner):
-    """Hard masks and a ratio that grows with a cubic, fast while there is much to spare.
+    """Mask the smallest weights while training, more and more of them (GMP).
 
     Attributes:
         ramp: cubic, as published, or PDP's linear one.
@@ -38,6 +38,6 @@ class GradualMagnitude(SparsePruner):
         """They are not."""
         return False
 
-    def mask(self, values: Tensor, drop: Tensor, progress: float) -> Tensor:
+    def mask(self, values: Tensor, drop: Tensor, hardening: float) -> Tensor:
         """1 for the largest, 0 for the others."""
         return hard_mask(values, drop)

@@ -70,13 +70,13 @@ class SparsePruner(SizedPruner):
         return Ramping(start=self.start, full=self.full, ramp=self.ramp)
 
     @abstractmethod
-    def mask(self, values: Tensor, drop: Tensor, progress: float) -> Tensor:
+    def mask(self, values: Tensor, drop: Tensor, hardening: float) -> Tensor:
         """The masks that a step computes with.
 
         Args:
             values: in rows, ``[rows, length]``.
             drop: what each row loses now, int64 ``[rows]``.
-            progress: from the start of pruning, 0, to the full ratio, 1.
+            hardening: from the full ratio, 0, to the end, 1.
         """
 
     @property

@@ -18,13 +18,13 @@ from fedsprig.pruning.sparse.soft import Softness, soft_mask
 
 @dataclass(frozen=True, kw_only=True)
 class PDP(SparsePruner):
-    """Soft masks, a ratio that grows linearly, and all weights learning to the end.
+    """Mask softly while training, more and more, all weights learning to the end (PDP).
 
     Attributes:
         ramp: linear, as published; a cubic one reaches high ratios sooner.
-        kappa: how soft: tau as a share of t^2.
+        kappa: how soft: tau as a share of the mean distance from t^2.
         tau: the paper's fixed tau instead (0.0001); ``None`` for kappa's.
-        hardening: what tau is multiplied by on the way from ``start`` to ``full``, geometrically; 1
+        hardening: what tau is multiplied by on the way from ``full`` to the end, geometrically; 1
             keeps it, as published. Masks that are soft to the end are not what the cut leaves.
 
     Raises:
@@ -52,9 +52,9 @@ class PDP(SparsePruner):
         """They are."""
         return True
 
-    def mask(self, values: Tensor, drop: Tensor, progress: float) -> Tensor:
+    def mask(self, values: Tensor, drop: Tensor, hardening: float) -> Tensor:
         """``m``."""
-        return soft_mask(values, drop, self._softness(self.hardening**progress))
+        return soft_mask(values, drop, self._softness(self.hardening**hardening))
 
     def _softness(self, factor: float) -> Softness:
         tau = None if self.tau is None else factor * self.tau

@@ -27,6 +27,8 @@ SOFT: Final = (0.05, 0.95)
 """A mask between them is soft: its weight is neither kept nor dropped."""
 _LIMIT: Final = 40.0
 """Where the sigmoid is 1 in float32; beyond it, squares could overflow and gradients be NaN."""
+_CLOSEST: Final = 1e-3
+"""Of the mean distance, as a share of t^2; equal values would have an endless gradient."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,8 +36,10 @@ class Softness:
     """How soft masks are.
 
     Attributes:
-        kappa: tau as a share of t^2. Free of the weights' scale: what is soft are magnitudes within
-            a factor of about ``1 +- 1.5 kappa`` of t.
+        kappa: tau as a share of how far squares lie from t^2: ``tau = kappa * mean(min(|w^2 - t^2|,
+            t^2))`` over a row. Free of the weights' scale, and of how close together they lie: of
+            the norms of a layer's units, all within a few per cent, no more are soft than of its
+            weights.
         tau: the paper's fixed number instead (1e-4 for single weights of convolutions): on tensors
             of small weights it is soft everywhere, on norms of large ones nowhere.
 
@@ -104,9 +108,12 @@ def soft_mask(values: Tensor, drop: Tensor, softness: Softness) -> Tensor:
         # Relative to t before squaring: squares of small weights would vanish. Clamped before it:
         # the square of an infinite ratio would have a gradient that is no number.
         some = t >= torch.finfo(wide.dtype).tiny
-        far = (1 + _LIMIT * softness.kappa) ** 0.5
-        ratio = (wide / torch.where(some, t, 1)).clamp(-far, far)
-        mask = ((ratio.square() - 1) / softness.kappa).sigmoid()
+        ratio = wide / torch.where(some, t, 1)
+        with torch.no_grad():
+            apart = (ratio.clamp(-2, 2).square() - 1).abs().clamp(max=1).mean(1, keepdim=True)
+            tau = softness.kappa * apart.clamp(min=_CLOSEST)
+            far = (1 + _LIMIT * tau).sqrt()
+        mask = ((ratio.clamp(-far, far).square() - 1) / tau).sigmoid()
         mask = torch.where(some, mask, torch.where(wide == 0, 0.5, 1.0).to(mask))
     return torch.where(drop.unsqueeze(1) > 0, mask, 1).to(values.dtype)
 

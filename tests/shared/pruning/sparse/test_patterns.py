@@ -228,12 +228,16 @@ def test_courses_by_hand():
     expected = [0, 0, 1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6, 1, 1, 1, 1]
     assert found == pytest.approx(expected)
     assert [linear.factor(x) for x in found] == found
+    # Two steps are left after full; masks are hard at the end of the last.
+    hardening = [linear.hardening(done, 10) for done in range(11)]
+    assert hardening == pytest.approx([0] * 8 + [0.5, 1, 1])
     cubic = Ramping(start=0.2, full=0.8, ramp="cubic")
     assert [cubic.progress(done, 10) for done in range(11)] == found
     assert [cubic.factor(x) for x in (0, 0.5, 0.75, 1)] == [0, 1 - 1 / 8, 1 - 1 / 64, 1]
     at_once = Ramping(start=0, full=1, ramp="linear")
     assert [at_once.progress(done, 4) for done in range(4)] == [0.25, 0.5, 0.75, 1]
-    assert at_once.progress(0, 0) == 1
+    assert at_once.progress(0, 0) == at_once.hardening(0, 0) == 1
+    assert [at_once.hardening(done, 4) for done in range(4)] == [0, 0, 0, 0]
     for start, full in ((0.5, 0.5), (-0.1, 1), (0, 1.1), (0.9, 0.1), (math.nan, 1)):
         with pytest.raises(TrainingError, match="start < full"):
             Ramping(start=start, full=full, ramp="linear")

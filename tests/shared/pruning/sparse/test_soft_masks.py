@@ -38,10 +38,15 @@ def slow_soft(row, drop, softness):
         return [1.0] * len(row)
     ordered = sorted(abs(w) for w in row)
     t = (ordered[drop - 1] + ordered[drop]) / 2
-    tau = softness.tau or softness.kappa * t * t
+    tau = softness.tau or softness.kappa * slow_distance(row, t)
     if tau == 0:
         return [0.5 if w == 0 else 1.0 for w in row]
     return [1 / (1 + math.exp(min(700, (t * t - w * w) / tau))) for w in row]
+
+
+def slow_distance(row, t):
+    """How far squares lie from t^2, at most t^2 each, and a thousandth of it at least."""
+    return max(1e-3 * t * t, sum(min(abs(w * w - t * t), t * t) for w in row) / len(row))
 
 
 def slow_hard(row, drop):
@@ -58,8 +63,10 @@ def test_a_row_computed_by_hand():
     expected = [1 / (1 + math.exp(-z)) for z in (0.55, -1.05, -0.45, 1.95)]
     assert mask[0].tolist() == pytest.approx(expected)
     assert softly([mask]) == 1.0
-    relative = soft_mask(values, drop, Softness(kappa=0.8))  # tau = 0.8 * 6.25 = 5
-    torch.testing.assert_close(relative, mask)
+    # The mean of 2.75, 5.25, 2.25 and 6.25 (9.75 is beyond t^2) is 4.125: tau is 3.3.
+    relative = soft_mask(values, drop, Softness(kappa=0.8))
+    expected = [1 / (1 + math.exp(-z / 3.3)) for z in (2.75, -5.25, -2.25, 9.75)]
+    assert relative[0].tolist() == pytest.approx(expected)
     assert hard_mask(values, drop).tolist() == [[True, False, False, True]]
 
 
@@ -92,7 +99,8 @@ def test_the_gradient_is_the_published_one(rows, length, seed, softness):
     mask = soft_mask(values, drop, softness)
     (mask * values).sum().backward()
     t = border(values, drop)
-    tau = softness.tau or softness.kappa * t.square()
+    far = [slow_distance(row, float(at)) for row, at in zip(values.tolist(), t, strict=True)]
+    tau = softness.tau or softness.kappa * torch.tensor(far, dtype=torch.float64).unsqueeze(1)
     w, m = values.detach(), mask.detach()
     boosted = m + 2 * w.square() / tau * m * (1 - m)
     expected = torch.where(drop.unsqueeze(1) > 0, boosted, 1.0)
@@ -135,6 +143,17 @@ def test_kappa_does_not_know_the_scale_of_the_weights(seed, scale):
     scaled = values * 10**scale
     found = soft_mask(scaled, drop, Softness())
     torch.testing.assert_close(found, soft_mask(values, drop, Softness()), rtol=1e-3, atol=1e-5)
+
+
+def test_kappa_does_not_know_how_close_together_values_lie():
+    """The norms of a layer's units differ by a few per cent; no more of them may be soft for it."""
+    values = torch.rand(1, 2000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    shares = []
+    for spread in (0.3, 0.03, 0.003):
+        mask = soft_mask(1 + spread * (values - 0.5), torch.tensor([1000]), Softness())
+        shares.append(softly([mask]))
+    assert shares == pytest.approx([shares[0]] * 3, rel=0.2)
+    assert 0.02 < shares[0] < 0.2
 
 
 def test_half_precision_is_computed_wider():

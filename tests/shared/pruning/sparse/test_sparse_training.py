@@ -340,17 +340,19 @@ def test_settings_out_of_range_are_refused(values, error):
             PDP(**values)
 
 
-def test_tau_shrinks_geometrically_on_the_way():
+def test_tau_shrinks_geometrically_to_the_end():
     values, drop = torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([1])  # t = 1.5
+    apart = (1.25 + 1.75 + 2.25) / 3  # squares from 2.25, at most 2.25
     for pruner, tau in (
-        (PDP(kappa=0.5, hardening=0.01), 0.5 * 2.25),
+        (PDP(kappa=0.5, hardening=0.01), 0.5 * apart),
         (PDP(tau=0.5, hardening=0.01), 0.5),
-        (PDP(kappa=0.5, hardening=1.0), None),
     ):
-        for progress, factor in ((0.0, 1), (0.5, 0.1), (1.0, 0.01)):
-            expected = (values.square() - 2.25) / (tau * factor if tau else 0.5 * 2.25)
-            mask = pruner.mask(values, drop, progress)
-            torch.testing.assert_close(mask, expected.sigmoid())
+        for hardening, factor in ((0.0, 1), (0.5, 0.1), (1.0, 0.01)):
+            mask = pruner.mask(values, drop, hardening)
+            expected = (values.square() - 2.25) / (tau * factor)
+            torch.testing.assert_close(mask, expected.clamp(-40, 40).sigmoid())
+    constant = PDP(kappa=0.5, hardening=1.0)
+    assert torch.equal(constant.mask(values, drop, 0.0), constant.mask(values, drop, 1.0))
 
 
 def test_normalisation_of_the_whole_network_is_left_alone(job_for):
