@@ -110,5 +110,7 @@ class Course:
         found = {}
         for name, values in self._subject.rows(parameters).items():
             drop = ramped(values, self.drops[name], self._ramping.factor(progress))
+            if hardening > 0 and self._subject.settles:
+                values = values.detach()
             found[name] = self._mask(values, drop, hardening)
         return found

@@ -28,7 +28,8 @@ class SparsePruner(SizedPruner):
             in ``"2:4"`` (single weights: fewer bytes, no fewer multiply-accumulates).
         ramp: how the ratio grows in between: ``"linear"`` or ``"cubic"``.
         start: share of the training's steps that are dense (the paper: 16 of 100 epochs).
-        full: share of them after which the ratio is that of the end (the paper: 16 + 67).
+        full: share of them after which the ratio is that of the end (the paper: 16 + 67 of 100,
+            which leaves 17 epochs; of few epochs, half must be left to recover in).
         dense: of single weights, the layers that stay dense: module paths, or ``"first"``,
             ``"depthwise"``, ``"head"``.
         cap: share of a tensor that goes at most, of ``"unstructured"``.
@@ -43,7 +44,7 @@ class SparsePruner(SizedPruner):
     pattern: str = "channels"
     ramp: Ramp = "linear"
     start: float = 0.16
-    full: float = 0.83
+    full: float = 0.5
     dense: tuple[str, ...] = WORDS
     cap: float = 0.98
     finish_epochs: int = 0

@@ -25,7 +25,13 @@ Rows = dict[str, Tensor]
 
 
 class Subject(ABC):
-    """What is pruned; rows of values by name, each of which loses so many."""
+    """What is pruned; rows of values by name, each of which loses so many.
+
+    Attributes:
+        settles: whether masks are constants to the gradient while they harden.
+    """
+
+    settles: bool = False
 
     @abstractmethod
     def rows(self, parameters: Mapping[str, Tensor]) -> Rows:
@@ -144,9 +150,14 @@ class SingleWeights(Subject):
 class WholeUnits(Subject):
     """Units of a plan's groups, by the norms of their weights.
 
+    A group has few units, and all of them gain by a wider gate: the two next to the border would
+    overtake each other for ever, and be half open at the end.
+
     Args:
         plan: of the whole network.
     """
+
+    settles = True
 
     def __init__(self, plan: GroupPlan) -> None:
         self._plan = plan
@@ -161,8 +172,16 @@ class WholeUnits(Subject):
         return {name: int((~kept).sum()) for name, kept in mask.groups.items()}
 
     def masked(self, parameters: Mapping[str, Tensor], masks: Rows) -> dict[str, Tensor]:
-        """Units times their masks, wherever they are produced, and their normalisation too."""
-        return gated(parameters, self._plan, {name: mask[0] for name, mask in masks.items()})
+        """Units times their masks, wherever they are produced, and their normalisation too.
+
+        To the gradient, the masks of vectors (scales, shifts, biases) are constants. Behind a
+        normalisation the norm of a weight does nothing of itself; a gradient that came through the
+        scale's mask would move it by leaps, and all units of a group to the border.
+        """
+        gates = {name: mask[0] for name, mask in masks.items()}
+        found = gated(parameters, self._plan, gates)
+        fixed = gated(parameters, self._plan, {name: gate.detach() for name, gate in gates.items()})
+        return {n: value if value.ndim > 1 else fixed[n] for n, value in found.items()}
 
     def mask(self, masks: Rows) -> Mask:
         """Hard masks as those of units."""

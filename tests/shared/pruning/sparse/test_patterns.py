@@ -13,12 +13,14 @@ from fedsprig.errors import BudgetError, PlanError, TrainingError, UnknownNameEr
 from fedsprig.graph import trace_groups
 from fedsprig.masks import WeightMask
 from fedsprig.models import build
+from fedsprig.pruning import PDP
+from fedsprig.pruning.gates import gated
 from fedsprig.pruning.sparse import Pattern
-from fedsprig.pruning.sparse.course import Ramping
+from fedsprig.pruning.sparse.course import Course, Ramping
 from fedsprig.pruning.sparse.layers import WORDS, prunable_layers
 from fedsprig.pruning.sparse.shares import global_drops, most_dropped, needed_drops
 from fedsprig.pruning.sparse.soft import hard_mask
-from fedsprig.pruning.sparse.subjects import unit_norms
+from fedsprig.pruning.sparse.subjects import SingleWeights, WholeUnits, unit_norms
 
 seeds = st.integers(0, 2**32)
 
@@ -206,6 +208,44 @@ def test_norms_of_units_are_those_of_all_their_weights(name):
             assert len(own) > 1
             expected = math.sqrt(sum(w * w for w in own) / len(own))
             assert float(found[group.name][unit]) == pytest.approx(expected, rel=1e-5)
+
+
+def test_masks_of_units_settle_while_they_harden_and_those_of_weights_learn_on():
+    model = build("cifar_resnet20", num_classes=3)
+    plan = trace_groups(model, torch.zeros(1, 3, 32, 32), name="r")
+    layers = prunable_layers(model, plan, WORDS)
+    weights = SingleWeights(layers, Pattern.parse("unstructured"), cap=0.98, parameters=10**6)
+    pruner = PDP(start=0.2, full=0.6)
+    for subject, expected in ((WholeUnits(plan), [True, False]), (weights, [True, True])):
+        rows = subject.rows(dict(model.named_parameters()))
+        course = Course(
+            subject,
+            pruner.ramping(),
+            10,
+            mask=pruner.mask,
+            decide=lambda parameters: {},
+            drops={name: values.shape[1] // 2 for name, values in rows.items()},
+        )
+        learns = []
+        for course.done in (1, 4, 7):
+            masks = course.masks(dict(model.named_parameters()))
+            learns.append(masks and {mask.requires_grad for mask in masks.values()})
+        assert learns == [None, *({flag} for flag in expected)]
+
+
+def test_masks_of_units_reach_vectors_as_constants():
+    model = build("cifar_resnet20", num_classes=3)
+    plan = trace_groups(model, torch.zeros(1, 3, 32, 32), name="r")
+    subject, parameters = WholeUnits(plan), dict(model.named_parameters())
+    masks = {name: values / 2 for name, values in subject.rows(parameters).items()}
+    found = subject.masked(parameters, masks)
+    expected = gated(parameters, plan, {name: mask[0] for name, mask in masks.items()})
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    scale, weight = found["layer1.0.bn1.weight"], found["layer1.0.conv1.weight"]
+    conv = parameters["layer1.0.conv1.weight"]
+    assert torch.autograd.grad(scale.sum(), [conv], allow_unused=True) == (None,)
+    direct = masks["layer1.0.conv1"][0].detach()[:, None, None, None].expand_as(conv)
+    assert not torch.allclose(torch.autograd.grad(weight.sum(), [conv])[0], direct)
 
 
 def test_a_unit_of_zeros_has_a_gradient_that_is_a_number():
