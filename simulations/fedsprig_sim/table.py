@@ -52,7 +52,7 @@ def result_table(result: Result, *, gap: int = 1) -> RenderableType:
     table.add_row(Text("mean", style="bold"), *_mean_cells(result, arms))
     lines: list[RenderableType] = [Text(summary_sentence(result)), Text(), table, Text(_key(arms))]
     if shrunk := [line for task in result.tasks for line in cuts(task)]:
-        lines += [Text(), Text("Shrunk while they trained, to % of MACs / parameters:")]
+        lines += [Text(), Text("Shrunk while they trained, to % of MACs/parameters:")]
         lines += [Text(f"  {line}") for line in shrunk]
     lines += [Text(f"[{number}] {note}") for number, note in enumerate(caveats, 1)]
     return Group(*lines)

@@ -91,13 +91,15 @@ def cuts(task: TaskRecord) -> list[str]:
     made = task.arms["one_shot"].cuts
     lines = []
     for budget in dict.fromkeys(cut.budget for cut in made):
-        steps = [
-            f"{percent(cut.macs / task.base_macs, 0)} / "
-            f"{percent(cut.parameters / task.base_parameters, 0)} after round {cut.round}"
-            for cut in made
-            if cut.budget == budget
+        own = [cut for cut in made if cut.budget == budget]
+        shares = [
+            f"{percent(cut.macs / task.base_macs, 0)}/"
+            f"{percent(cut.parameters / task.base_parameters, 0)}"
+            for cut in own
         ]
-        lines.append(f"{task.name}, {budget}: {listed(steps)}")
+        rounds = listed([str(cut.round) for cut in own])
+        after = f"after round{'s' * (len(own) > 1)} {rounds}"
+        lines.append(f"{task.name}, {budget}: {', '.join(shares)} {after}")
     return lines
 
 
