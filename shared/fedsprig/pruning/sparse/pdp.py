@@ -34,7 +34,7 @@ class PDP(SparsePruner):
     ramp: Ramp = "linear"
     kappa: float = 0.05
     tau: float | None = None
-    hardening: float = 0.02
+    hardening: float = 0.001
 
     def __post_init__(self) -> None:
         super().__post_init__()
