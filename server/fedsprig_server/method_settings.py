@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import fields, is_dataclass, replace
-from typing import Any
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from fedsprig.errors import BudgetError, UnknownNameError
 from fedsprig.pruning import PRUNERS, OneShot, Pruner
@@ -74,6 +76,7 @@ def _written(settings: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
 def _changed(settings: Any, options: Mapping[str, str], owner: str) -> Any:
     """Settings with all options at once, since one may be right only beside another."""
     names = [field.name for field in fields(settings)]
+    kinds = get_type_hints(type(settings))
     changes: dict[str, Any] = {}
     inner: dict[str, dict[str, str]] = {}
     for key, text in options.items():
@@ -85,27 +88,56 @@ def _changed(settings: Any, options: Mapping[str, str], owner: str) -> Any:
             inner.setdefault(name, {})[rest] = text
             continue
         try:
-            changes[name] = _read(before, text)
+            changes[name] = _read(kinds[name], text)
         except ValueError:
             raise BudgetError(
-                f"the setting {key}={text!r:.40} is not of the kind of {before!r:.40}: "
-                "write such a one"
+                f"the setting {key}={text!r:.40} cannot be read: write {_wanted(kinds[name])}"
             ) from None
     for name, some in inner.items():
         changes[name] = _changed(getattr(settings, name), some, f"{owner}'s {name}")
     return replace(settings, **changes)
 
 
-def _read(before: Any, text: str) -> Any:
-    """A text as a value of the kind of the one before."""
-    if text == "none" and not isinstance(before, str):
-        return None
-    if isinstance(before, bool):
-        if text not in ("true", "false"):
-            raise ValueError(text)
-        return text == "true"
-    if isinstance(before, tuple):
-        return tuple(int(part) if part.isdecimal() else part for part in text.split(",") if part)
-    if before is None:
-        return float(text) if "." in text else int(text)
-    return type(before)(text)
+def _wanted(kind: Any) -> str:
+    """What a setting of a type may be, in words."""
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+    if kind is type(None):
+        return "none"
+    if get_origin(kind) is Literal:
+        return ", ".join(map(str, get_args(kind)))
+    if get_origin(kind) is tuple:
+        return f"{_wanted(get_args(kind)[0])}, or several with commas between"
+    if get_origin(kind) in (Union, UnionType):
+        return " or ".join(_wanted(part) for part in get_args(kind))
+    return words.get(kind, str(kind))
+
+
+def _read(kind: Any, text: str) -> Any:
+    """A text as a value of a type: of a union the first that fits, ``none`` where it has None.
+
+    Raises:
+        ValueError: It is of none of them.
+    """
+    if kind is type(None):
+        if text == "none":
+            return None
+        raise ValueError(text)
+    if kind is bool:
+        if text in ("true", "false"):
+            return text == "true"
+        raise ValueError(text)
+    if kind in (int, float, str):
+        return kind(text)
+    parts = get_args(kind)
+    if get_origin(kind) is Literal:
+        if text in parts:
+            return text
+        raise ValueError(text)
+    if get_origin(kind) is tuple:
+        return tuple(_read(parts[0], part) for part in text.split(",") if part)
+    if get_origin(kind) in (Union, UnionType):
+        # None first: everything is a text too.
+        for part in sorted(parts, key=lambda part: part is not type(None)):
+            with suppress(ValueError):
+                return _read(part, text)
+    raise ValueError(text)

@@ -188,10 +188,11 @@ def _pruners(
         str,
         typer.Option(help="Split that selects: test, where the weights saw all of train."),
     ] = "train",
+    device: Annotated[str, typer.Option(help="Where networks train: cpu or cuda.")] = "cpu",
     whole_epochs: Annotated[
         int, typer.Option(min=0, help="Training of the whole network before it is pruned.")
     ] = 0,
-    epochs: Annotated[int, typer.Option(min=1, help="Of a round, or of a method.")] = 4,
+    epochs: Annotated[int, typer.Option(min=1, help="Of a round, or of a method.")] = 6,
     batch_size: Annotated[int, typer.Option(min=2, max=8_192, help="Pictures per step.")] = 64,
     learning_rate: Annotated[float, typer.Option(min=0, help="At the first step.")] = 0.02,
     augment: Annotated[str, typer.Option(help="none, flip, shift or flip+shift.")] = "none",
@@ -226,6 +227,7 @@ def _pruners(
         validation_pictures=validation_pictures,
         test_pictures=test_pictures,
         held_out=cast(pruners.HeldOut, held_out),
+        device=device,
         whole_training=training(whole_epochs) if whole_epochs else None,
         training=training(epochs, milestones),
     )

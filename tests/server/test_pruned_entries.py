@@ -147,6 +147,33 @@ def test_settings_that_need_each_other_are_read_in_any_order():
     assert changed.training.milestones == (2, 4)
 
 
+@pytest.mark.parametrize(
+    ("method", "text", "value"),
+    [
+        ("pdp", "tau=1e-4", 1e-4),
+        ("pdp", "tau=none", None),
+        ("aap", "weighting=macs", "macs"),
+        ("aap", "weighting=none", None),
+        ("aap", "step=2", 2.0),
+        ("pass", "border=3", 3),
+        ("pass", "statistics=mean,std", ("mean", "std")),
+        ("pass", "prompt=none", "none"),
+    ],
+)
+def test_a_setting_without_a_default_value_is_read_by_its_type(method, text, value):
+    setting, _, written = text.partition("=")
+    found = getattr(configured(method, {setting: written}), setting)
+    assert found == value
+    assert type(found) is type(value)
+
+
+def test_a_text_of_another_type_is_refused_with_what_may_be_written():
+    with pytest.raises(BudgetError, match="write parameters, macs or none"):
+        configured("aap", {"weighting": "bytes"})
+    with pytest.raises(BudgetError, match="write true or false"):
+        configured("aap", {"train_first": "1"})
+
+
 def test_settings_are_read_by_the_kind_that_they_have():
     options = {"rounds": "7", "training.epochs": "3", "rewind": "weights", "train_first": "false"}
     changed = configured("aap", {**options, "protect": "stream,heads", "step": "0.5"})
@@ -163,7 +190,7 @@ def test_settings_are_read_by_the_kind_that_they_have():
         configured("aap", {"round": "7"})
     with pytest.raises(UnknownNameError, match="method 'aapp': did you mean 'aap'"):
         configured("aapp", {})
-    with pytest.raises(BudgetError, match="rounds='many' is not of the kind of 20"):
+    with pytest.raises(BudgetError, match="rounds='many' cannot be read: write a whole number"):
         configured("aap", {"rounds": "many"})
 
 

@@ -43,7 +43,7 @@ PRUNERS: Final[Mapping[str, Pruner]] = MappingProxyType(
         "fpgm": OneShot(criterion="fpgm"),
         "gmp": GradualMagnitude(),
         "magnitude": OneShot(criterion="magnitude"),
-        "magnitude-l2": OneShot(criterion="magnitude", options=(("p", 2.0),)),
+        "magnitude-l2": OneShot(criterion="magnitude", options=(("p", 2.0),), label="magnitude-l2"),
         "pass": PASS(),
         "pdp": PDP(),
         "random": OneShot(criterion="random"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -35,6 +35,8 @@ def finished(
     scores: ScoreSet,
     *,
     floor: float,
+    protect: Collection[str] = (),
+    comparable: bool = False,
     metrics: Mapping[str, float],
     settings: Mapping[str, Any],
     weight_mask: WeightMask | None = None,
@@ -48,6 +50,8 @@ def finished(
         stage: the network that it chose.
         scores: of all units.
         floor: share of a group's units that every mask keeps.
+        protect: groups or kinds that every mask keeps whole.
+        comparable: whether scores of different groups compare as they are.
         metrics: the run's own figures; those that follow from the masks are added.
         settings: of the method, and what happened; target and seed are added.
         weight_mask: single weights that are zero.
@@ -67,7 +71,9 @@ def finished(
         method=method,
         scores=scores,
         mask=stage.mask,
-        masks=nested_masks(scores, job.plan, stage.mask, floor=floor),
+        masks=nested_masks(
+            scores, job.plan, stage.mask, floor=floor, protect=protect, normalise=not comparable
+        ),
         weights=weights_of(stage.network),
         weight_mask=weight_mask,
         state=state or {},

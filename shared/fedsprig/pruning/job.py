@@ -47,7 +47,8 @@ class Job:
         validation: what selects; never trained on.
         target: the policy and its number.
         seed: all randomness follows from it.
-        latency_ms: measures the sub-network of a mask in milliseconds; for a target in them.
+        latency_ms: measures the sub-network of a mask in milliseconds; for a target in them. What
+            it says follows from how many units of each group stay, whichever they are.
 
     Raises:
         PlanError: the plan has no group to prune.

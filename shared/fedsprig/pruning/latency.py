@@ -17,7 +17,9 @@ WARM_UP: Final = 3
 
 
 class MeasuredLatency:
-    """Milliseconds of one forward pass of one picture by mask; each mask is measured once.
+    """Milliseconds of one forward pass of one picture; every shape of network is measured once.
+
+    The time follows from how many units of each group stay, whichever they are.
 
     The median of ``repeats`` passes after some that warm up, with as many threads as torch uses.
     What it says is of this machine and its load: measure where the network is to run, or give a
@@ -33,13 +35,14 @@ class MeasuredLatency:
             repeats: passes that count.
         """
         self._model, self._plan, self._repeats = model, plan, repeats
-        self._known: dict[str, float] = {}
+        self._known: dict[tuple[int, ...], float] = {}
 
     def __call__(self, mask: Mask) -> float:
         """The time of a mask's sub-network in milliseconds."""
-        if mask.digest not in self._known:
-            self._known[mask.digest] = self._measure(mask)
-        return self._known[mask.digest]
+        kept = tuple(mask.kept(group.name) for group in self._plan.groups)
+        if kept not in self._known:
+            self._known[kept] = self._measure(mask)
+        return self._known[kept]
 
     def _measure(self, mask: Mask) -> float:
         network = materialize(self._model, self._plan, mask).eval()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Final
 
 import numpy as np
@@ -12,11 +13,17 @@ from fedsprig.graph.plan import GroupPlan
 from fedsprig.masks import Budget, Mask, ScoreSet, plan_macs, solve
 
 MACS_RATIOS: Final = (0.75, 0.5, 0.25, 0.1)
-_FAR: Final = 1e-4
-"""What the scores of dropped units are scaled by, so that kept ones stay ahead of all of them."""
 
 
-def nested_masks(scores: ScoreSet, plan: GroupPlan, mask: Mask, *, floor: float) -> dict[str, Mask]:
+def nested_masks(
+    scores: ScoreSet,
+    plan: GroupPlan,
+    mask: Mask,
+    *,
+    floor: float,
+    protect: Collection[str] = (),
+    normalise: bool = True,
+) -> dict[str, Mask]:
     """``mask`` as ``"target"``, and a mask for each of ``MACS_RATIOS`` that can be met.
 
     Smaller masks are solved on the network that ``mask`` leaves; larger ones keep all of ``mask``
@@ -27,40 +34,37 @@ def nested_masks(scores: ScoreSet, plan: GroupPlan, mask: Mask, *, floor: float)
         plan: of the whole network.
         mask: what was found.
         floor: share of a group's units that every mask keeps.
+        protect: groups or kinds that every mask keeps whole.
+        normalise: whether scores are divided by their group's root mean square.
     """
     whole, own = plan_macs(plan, Mask.full(plan)), plan_macs(plan, mask)
+    ranked = scores.normalised() if normalise else scores
     found = {"target": mask}
     for ratio in MACS_RATIOS:
         budget = Budget(macs=int(ratio * whole))
         try:
             if int(ratio * whole) >= own:
-                larger = solve(_kept_first(scores, mask), plan, budget, floor=0)
+                larger = solve(_kept_first(ranked, mask), plan, budget, floor=0, normalise=False)
                 found[f"macs-{ratio:.0%}".rstrip("%")] = larger
             else:
-                found[f"macs-{ratio:.0%}".rstrip("%")] = _within(scores, plan, mask, budget, floor)
+                small = shrink_plan(plan, mask)
+                left = ScoreSet({name: scores.groups[name][k] for name, k in mask.groups.items()})
+                inner = solve(
+                    left, small, budget, floor=floor, protect=protect, normalise=normalise
+                )
+                found[f"macs-{ratio:.0%}".rstrip("%")] = lifted(mask, inner)
         except InfeasibleBudgetError:
             continue
     return found
 
 
 def _kept_first(scores: ScoreSet, mask: Mask) -> ScoreSet:
-    """Scores in whose ranking over all groups every kept unit is ahead of every dropped one.
-
-    The solver divides a group by its root mean square, which is about the root of its kept share
-    here: multiplying the dropped units by it undoes that, so that they rank as before.
-    """
-    groups = {}
-    for name, values in scores.normalised().groups.items():
-        kept = mask.groups[name]
-        share = np.sqrt(kept.mean())
-        groups[name] = np.where(kept, 1.0, _FAR * share * values.astype(np.float64))
-    return ScoreSet(groups)
-
-
-def _within(scores: ScoreSet, plan: GroupPlan, mask: Mask, budget: Budget, floor: float) -> Mask:
-    small = shrink_plan(plan, mask)
-    own = ScoreSet({name: scores.groups[name][kept] for name, kept in mask.groups.items()})
-    return lifted(mask, solve(own, small, budget, floor=floor))
+    """Scores in whose ranking over all groups every kept unit is ahead of every dropped one."""
+    top = max(float(values.max()) for values in scores.groups.values())
+    ahead = top + max(1.0, abs(top))
+    return ScoreSet(
+        {n: np.where(mask.groups[n], ahead, values) for n, values in scores.groups.items()}
+    )
 
 
 def lifted(mask: Mask, inner: Mask) -> Mask:

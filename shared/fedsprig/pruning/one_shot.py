@@ -26,6 +26,7 @@ class OneShot(SizedPruner):
     Attributes:
         criterion: a name in ``SCORERS``.
         options: the criterion's own, as pairs: ``(("p", 2.0),)``.
+        label: the method's name, where it is not the criterion's.
 
     Raises:
         UnknownNameError: no such criterion.
@@ -34,6 +35,7 @@ class OneShot(SizedPruner):
 
     criterion: str
     options: tuple[tuple[str, Any], ...] = ()
+    label: str = ""
 
     def __post_init__(self) -> None:
         SizedPruner.__post_init__(self)
@@ -41,8 +43,8 @@ class OneShot(SizedPruner):
 
     @property
     def name(self) -> str:
-        """The criterion's name."""
-        return self.criterion
+        """The label, or else the criterion's name."""
+        return self.label or self.criterion
 
     def attempt(self, trial: Trial) -> Found:
         """Score the whole network, cut it, train what is left."""

@@ -37,6 +37,7 @@ from fedsprig.training import TrainConfig
 
 _WHOLE: Final = "whole"
 _SCORES: Final = "scores"
+_COMPARABLE: Final = "comparable"
 _WEIGHTS: Final = "weight_mask"
 _STATE: Final = "state:"
 _ROUNDING: Final = 1e-12
@@ -55,6 +56,8 @@ class Found:
         weight_mask: single weights that are zero in it.
         state: what else the entry keeps.
         metrics: the method's own figures, finite.
+        comparable: whether scores of different groups compare as they are; else they are divided by
+            their group's root mean square first.
     """
 
     stage: Stage
@@ -62,10 +65,12 @@ class Found:
     weight_mask: WeightMask | None = None
     state: Mapping[str, Array] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
+    comparable: bool = False
 
     def arrays(self) -> dict[str, Array]:
         """All of it but the metrics, for the journal."""
         found = self.stage.arrays() | {_STATE + name: a for name, a in self.state.items()}
+        found[_COMPARABLE] = np.array(self.comparable)
         found[_SCORES] = np.frombuffer(self.scores.to_bytes(), np.uint8)
         if self.weight_mask is not None:
             found[_WEIGHTS] = np.frombuffer(self.weight_mask.to_bytes(), np.uint8)
@@ -81,6 +86,7 @@ class Found:
             None if weights is None else WeightMask.from_bytes(weights.tobytes(), job.plan.shapes),
             {n.removeprefix(_STATE): a for n, a in arrays.items() if n.startswith(_STATE)},
             metrics,
+            bool(arrays[_COMPARABLE]),
         )
 
 
@@ -107,13 +113,20 @@ class Trial:
     _saved: Part | None
     _save: Callable[[Mapping[str, Any], Mapping[str, Array]], None]
 
-    def solve(self, scores: ScoreSet) -> Mask:
+    def solve(
+        self, scores: ScoreSet, budget: Budget | None = None, *, normalise: bool = True
+    ) -> Mask:
         """The best units within the budget, by :func:`fedsprig.masks.solve`, and what still fits.
+
+        Args:
+            scores: of all units.
+            budget: in place of the trial's.
+            normalise: whether scores are divided by their group's root mean square.
 
         Raises:
             InfeasibleBudgetError: no mask is within it.
         """
-        plan, budget = self.job.plan, self.budget
+        plan, budget = self.job.plan, budget or self.budget
         mask = solve(
             scores,
             plan,
@@ -121,6 +134,7 @@ class Trial:
             floor=self._method.floor,
             protect=self._method.protect,
             latency_ms=self.job.latency_ms,
+            normalise=normalise,
         )
         if budget.latency_ms is not None:
             return mask  # every size would be a measurement
@@ -133,7 +147,7 @@ class Trial:
             return within and (budget.weight_bytes is None or size <= budget.weight_bytes)
 
         dropped = {name: ~units for name, units in mask.groups.items()}
-        rest = filled(scores.normalised().groups, dropped, fits)
+        rest = filled((scores.normalised() if normalise else scores).groups, dropped, fits)
         return Mask({name: ~gone for name, gone in rest.items()})
 
     def cut(self, mask: Mask, network: nn.Module | None = None) -> Stage:
@@ -206,6 +220,11 @@ class SizedPruner(ABC):
     @abstractmethod
     def name(self) -> str:
         """The method's name in ``PRUNERS``."""
+
+    @property
+    def one_size(self) -> bool:
+        """Whether settings alone fix the size: there is nothing to search, and one trial is all."""
+        return False
 
     @abstractmethod
     def attempt(self, trial: Trial) -> Found:
@@ -288,7 +307,7 @@ class _Run:
         """Make, judge and commit one network."""
         job, state = self._job, self.state
         hard = job.target.budget
-        share = (state["low"] + state["high"]) / 2
+        share = 1.0 if self._method.one_size else (state["low"] + state["high"]) / 2
         number = len(state["trials"]) + 1
         part = state["part"]
         trial = Trial(
@@ -321,6 +340,11 @@ class _Run:
             "metrics": dict(found.metrics),
         }
         state["made"] = number
+        if hard is not None and line["size"] > job.target.amount:
+            raise InfeasibleBudgetError(
+                f"{self._method.name} made a network of {line['size']:,.6g} {job.target.unit}, the "
+                f"target allows {job.target.amount:,.6g}: raise the target"
+            )
         if held:
             # A network may be smaller than it had to be; the next is to be smaller still.
             own = line["size"] / job.size(Mask.full(job.plan))
@@ -346,6 +370,8 @@ class _Run:
             found.stage,
             found.scores,
             floor=self._method.floor,
+            protect=self._method.protect,
+            comparable=found.comparable,
             weight_mask=found.weight_mask,
             state=found.state,
             metrics={
@@ -370,7 +396,8 @@ class _Run:
         state["trials"].append(line)
         state["part"] = None
         hard = self._job.target.budget is not None
-        state["ended"] = hard or len(state["trials"]) >= self._method.trials
+        trials = 1 if hard or self._method.one_size else self._method.trials
+        state["ended"] = len(state["trials"]) >= trials
         self._commit(added)
 
     def _save(self, part: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:

@@ -1,7 +1,7 @@
 """What every pruner owes its caller, on a residual network and the embedded digits."""
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -26,6 +26,7 @@ from fedsprig.masks import Mask, ScoreSet, cost, plan_macs
 from fedsprig.pruning import AAP, PRUNERS, Labelled, OneShot, Schedule, Target
 from fedsprig.pruning.job import least_units
 from fedsprig.pruning.network import Stage, trainable
+from fedsprig.pruning.trials import Found, SizedPruner
 from fedsprig.training import TrainConfig, evaluate
 
 FAST = TrainConfig(epochs=1, batch_size=16, learning_rate=0.05)
@@ -70,7 +71,7 @@ def test_a_hard_limit_holds(job_for, name):
     product = replace(PRUNERS[name], training=FAST).prune(
         job, progress=lambda *step: told.append(step)
     )
-    assert product.method == PRUNERS[name].name
+    assert product.method == name
     assert product.metrics["macs"] <= job.target.amount
     check_product(product, job)
     assert told[0] == ("whole network", 1, 4)
@@ -158,6 +159,48 @@ def test_a_measured_latency_is_a_hard_limit_too(job_for, small_plan):
         product = method.prune(job)
         assert measured
         assert product.mask.flat.sum() <= limit
+
+
+@dataclass(frozen=True, kw_only=True)
+class Careless(SizedPruner):
+    """Makes the whole network, whatever it was asked for."""
+
+    single: bool = False
+
+    @property
+    def name(self):
+        return "careless"
+
+    @property
+    def one_size(self):
+        return self.single
+
+    def attempt(self, trial):
+        mask = Mask.full(trial.job.plan)
+        scores = ScoreSet({name: np.ones(len(kept)) for name, kept in mask.groups.items()})
+        return Found(trial.cut(mask), scores)
+
+
+def test_a_method_that_breaks_the_limit_makes_no_product(job_for):
+    with pytest.raises(InfeasibleBudgetError, match="careless made a network of"):
+        Careless(train_first=False).prune(job_for("memory", "50%"))
+
+
+@pytest.mark.parametrize(("single", "trials"), [(True, 1), (False, 5)])
+def test_what_has_one_size_is_tried_once(job_for, single, trials):
+    product = Careless(train_first=False, single=single).prune(job_for("accuracy", "50%"))
+    assert product.metrics["rounds"] == trials
+
+
+def test_protected_groups_stay_whole_at_every_budget(job_for):
+    job = job_for("latency", "70%")
+    streams = [group.name for group in job.plan.groups if group.kind == "stream"]
+    for name in ("magnitude", "aap"):
+        method = replace(PRUNERS[name], training=FAST, protect=("stream",), train_first=False)
+        product = method.prune(job)
+        assert len(product.masks) > 1
+        for mask in product.masks.values():
+            assert all(mask.groups[stream].all() for stream in streams)
 
 
 def test_a_unit_that_was_dropped_never_outranks_one_that_outlived_it(job_for):

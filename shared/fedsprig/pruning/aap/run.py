@@ -10,7 +10,7 @@ import torch
 
 from fedsprig.errors import InfeasibleBudgetError
 from fedsprig.graph import materialize, shrink_plan
-from fedsprig.masks import Mask
+from fedsprig.masks import Mask, plan_macs
 from fedsprig.pruning.aap.attention import Strengths, attention
 from fedsprig.pruning.aap.controller import Controller
 from fedsprig.pruning.aap.history import History
@@ -108,6 +108,7 @@ class Run:
             stage,
             scores,
             floor=self._method.floor,
+            protect=self._method.protect,
             metrics={
                 "accuracy_whole": state["reference"],
                 "accuracy": best["accuracy"],
@@ -179,7 +180,7 @@ class Run:
             return controller, None if nothing else drop, controller.round >= method.rounds
 
         def fits(gone: dict[str, Bools]) -> bool:
-            return self._size(stage.mask, gone) <= target.amount
+            return self._job.size(_without(stage.mask, gone)) <= target.amount
 
         last = following == math.inf or controller.round >= method.rounds or fits(drop)
         if last:
@@ -199,10 +200,10 @@ class Run:
         Attentions lie close together: where one step drops a few units, two may drop most of a
         network.
         """
-        allowed = (1 - self._method.most_share) * self._job.size(mask)
+        allowed = (1 - self._method.most_share) * self._weight(mask)
 
         def much(gone: dict[str, Bools]) -> bool:
-            return self._size(mask, gone) <= allowed
+            return self._weight(_without(mask, gone)) <= allowed
 
         if not much(dropped_at(falls, controller.threshold, self._least)):
             return controller
@@ -234,11 +235,13 @@ class Run:
         if held and cut is not None:
             added[f"round-{number}"] = cut.arrays() | history.arrays()
             following: Controller | None = controller.accept()
-            before = self._line(state["base"])["size"]
-            little = abs(before - found["size"]) < LITTLE * state["rounds"][0]["size"]
+            before, whole = self._line(state["base"]), state["rounds"][0]
+            little = self._rank(before)[0] - self._rank(line)[0] < LITTLE * self._rank(whole)[0]
             state["still"] = state["still"] + 1 if little else 0
             state["base"], state["rejected"] = number, []
-            if target.budget is not None or _rank(line) < _rank(self._line(state["best"])):
+            if target.budget is not None or self._rank(line) < self._rank(
+                self._line(state["best"])
+            ):
                 state["best"] = number
         else:
             following = controller.reject()
@@ -305,14 +308,22 @@ class Run:
             stage.network, plan, self._pictures.images, power=method.power, form=method.form
         )
 
-    def _size(self, mask: Mask, drop: dict[str, Bools]) -> float:
-        return self._job.size(lifted(mask, Mask({name: ~gone for name, gone in drop.items()})))
+    def _weight(self, mask: Mask) -> float:
+        """What is to become small: what the target limits, else what layers are pruned by."""
+        if self._job.target.budget is None and self._weighting == "macs":
+            return plan_macs(self._job.plan, mask)
+        return self._job.size(mask)
+
+    def _rank(self, line: dict[str, Any]) -> tuple[float, float]:
+        """The smaller network first, then the more accurate one."""
+        by_macs = self._job.target.budget is None and self._weighting == "macs"
+        return line["macs" if by_macs else "size"], -line["accuracy"]
 
     def _line(self, number: int) -> dict[str, Any]:
         found: dict[str, Any] = next(i for i in self.state["rounds"] if i["round"] == number)
         return found
 
 
-def _rank(line: dict[str, Any]) -> tuple[float, float]:
-    """The smaller network first, then the more accurate one."""
-    return line["size"], -line["accuracy"]
+def _without(mask: Mask, drop: dict[str, Bools]) -> Mask:
+    """What stays of the whole network once units of what ``mask`` kept go."""
+    return lifted(mask, Mask({name: ~gone for name, gone in drop.items()}))

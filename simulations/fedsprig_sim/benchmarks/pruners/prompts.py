@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
+from fedsprig.errors import TrainingError
 from fedsprig.pruning import AAP, PASS, OneShot, Pruner
 from fedsprig.training import TrainConfig
 from fedsprig_sim.benchmarks.pruners.case import Case
@@ -35,7 +36,16 @@ def cases(world: World, seeds: Sequence[int]) -> list[Case]:
 
 
 def arms(training: TrainConfig) -> dict[str, Pruner]:
-    """Methods by name, each with ``training`` in all."""
+    """Methods by name, each with ``training`` in all.
+
+    Raises:
+        TrainingError: epochs that cannot be shared evenly.
+    """
+    if (training.epochs or 0) % (2 * AAP_ROUNDS):
+        raise TrainingError(
+            f"the arms share {training.epochs} epochs by 2 and by {AAP_ROUNDS}: choose a multiple "
+            f"of {2 * AAP_ROUNDS}"
+        )
     half = scaled(training, 0.5)
     search = replace(half, optimiser="adam", learning_rate=_SEARCH_RATE, weight_decay=1e-4)
     prompts = PASS(search=search, training=half, train_first=False)

@@ -49,6 +49,7 @@ class Options:
         test_pictures: what is reported, about.
         held_out: the split that validation pictures are taken from. ``"test"`` is for weights that
             were trained on all training pictures: the two parts of the test split do not overlap.
+        device: where networks train, ``"cuda"`` say; pictures stay in main memory.
         whole_training: of the whole network before it is pruned, once for every seed; ``None``
             takes it as it comes.
         training: what every method gets, in pictures seen, from the whole network to its result.
@@ -61,6 +62,7 @@ class Options:
     validation_pictures: int = 2_000
     test_pictures: int = 4_000
     held_out: HeldOut = "train"
+    device: str = "cpu"
     whole_training: TrainConfig | None = None
     training: TrainConfig = field(
         default_factory=lambda: TrainConfig(epochs=4, batch_size=64, learning_rate=0.02)
@@ -141,11 +143,12 @@ class World:
             train, validation = hold_out(train, _share(wanted, train, 5), seed=_SPLIT_SEED)
         side = card.input_size
         network = build(options.model, num_classes=len(train.classes), weights=options.weights)
+        plan = trace_groups(network, torch.zeros(1, 3, side, side), name=options.model)
         return cls(
             options,
             folder,
-            network,
-            trace_groups(network, torch.zeros(1, 3, side, side), name=options.model),
+            network.to(options.device),
+            plan,
             _labelled(at_most(train, options.pictures), card),
             _labelled(validation, card),
             _labelled(at_most(test, options.test_pictures), card),
@@ -175,7 +178,7 @@ class World:
         config = self.options.whole_training
         if config is None:
             return self.network
-        state = {n: v.numpy() for n, v in self.network.state_dict().items()}
+        state = {n: v.cpu().numpy() for n, v in self.network.state_dict().items()}
         images = {"images": self.train.images.numpy(), "labels": self.train.labels.numpy()}
         key = state_digest(state | images)[:16] + f"-{derive_seed(seed, repr(config)):016x}"
         path = self.folder / f"whole-{key}.safetensors"
@@ -183,6 +186,7 @@ class World:
             self.options.model,
             num_classes=self.plan.shapes[f"{self.plan.head}.weight"][0],
             weights=self.options.weights,
+            device=self.options.device,
         )
         if not path.exists():
             network.requires_grad_(True)
@@ -195,7 +199,7 @@ class World:
                 head=self.plan.head,
             )
             recalibrate(network, self.train.images[:_STATISTICS_PICTURES])
-            write_bytes(path, pack({n: v.numpy() for n, v in network.state_dict().items()}))
+            write_bytes(path, pack({n: v.cpu().numpy() for n, v in network.state_dict().items()}))
         arrays, _ = unpack(read_bytes(path, max_bytes=8 << 30))
         network.load_state_dict({n: torch.from_numpy(a) for n, a in arrays.items()})
         return network.requires_grad_(True).eval()
