@@ -87,9 +87,9 @@ class Base:
             plan = GroupPlan.from_bytes(stored)
         return cls(module, card, plan, own.state, own.digest)
 
-    def macs(self, mask: Mask) -> int:
-        """Multiply-accumulates of one picture through the sub-network."""
-        return plan_macs(self.plan, mask)
+    def macs(self, mask: Mask, *, num_classes: int) -> int:
+        """Multiply-accumulates of one picture, with a classifier for ``num_classes``."""
+        return plan_macs(self.plan.with_num_classes(num_classes), mask)
 
     def parameters(self, mask: Mask, *, num_classes: int) -> int:
         """Parameters of the sub-network with a classifier for ``num_classes``."""
@@ -109,7 +109,7 @@ class Base:
         of ``images`` (``[n, 3, h, w]``, the server's own), since those of the full network are
         wrong for the cut one.
         """
-        limit = Budget(macs=int(PROBE_MACS_RATIO * self.macs(Mask.full(self.plan))))
+        limit = Budget(macs=int(PROBE_MACS_RATIO * self.macs(Mask.full(self.plan), num_classes=2)))
         mask = solve(score("magnitude", self.module, self.plan, ()), self.plan, limit)
         small = materialize(self.module, self.plan, mask)
         recalibrate(small, images)

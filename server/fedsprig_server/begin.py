@@ -53,7 +53,7 @@ def begin_arm(
         if key not in solved:
             try:
                 budget = sizes.limits(member.budget, 0) if sizes else member.budget
-                mask = cut(scores, base, budget, selection)
+                mask = cut(scores, base, budget, selection, num_classes=len(here.classes))
                 if sizes:
                     sizes.check(member.budget)
                 solved[key] = library.blobs.put(mask.to_bytes())

@@ -77,8 +77,22 @@ def arm_scores(
     return None if made is None else made(known)
 
 
-def cut(scores: ScoreSet | None, base: Base, budget: Budget, selection: SelectionConfig) -> Mask:
+def cut(
+    scores: ScoreSet | None,
+    base: Base,
+    budget: Budget,
+    selection: SelectionConfig,
+    *,
+    num_classes: int,
+) -> Mask:
     """The mask for one budget; budgets that are nested get nested masks.
+
+    Args:
+        scores: Of all units; ``None`` keeps everything.
+        base: What is cut.
+        budget: What the network must fit into, with the head of its task.
+        selection: Shape rules.
+        num_classes: Of the task.
 
     Raises:
         InfeasibleBudgetError: No mask meets the budget.
@@ -87,7 +101,7 @@ def cut(scores: ScoreSet | None, base: Base, budget: Budget, selection: Selectio
         return Mask.full(base.plan)
     return solve(
         scores,
-        base.plan,
+        base.plan.with_num_classes(num_classes),
         budget,
         floor=selection.floor,
         round_to=selection.round_to,

@@ -62,7 +62,7 @@ def gather_result(
             weights=scenario.base.weights,
             digest=base.digest,
             parameters=parameters,
-            macs=base.macs(whole),
+            macs=base.macs(whole, num_classes=2),
             bytes=BYTES_PER_PARAMETER * parameters,
             units=base.plan.units,
         ),
@@ -118,7 +118,7 @@ def _task(
             if device.name in names
         ),
         base_bytes=BYTES_PER_PARAMETER * base.parameters(whole, num_classes=classes),
-        base_macs=base.macs(whole),
+        base_macs=base.macs(whole, num_classes=classes),
         base_parameters=base.parameters(whole, num_classes=classes),
         download=Download(
             probe=_mean(_down(probe, name, DESCRIBE) for name in names),
@@ -158,7 +158,7 @@ def _masks(spec: TaskSpec, run: Run, library: Library, base: Base) -> tuple[Mask
                 base.plan,
                 budget=budget,
                 parameters=base.parameters(mask, num_classes=len(spec.classes)),
-                macs=base.macs(mask),
+                macs=base.macs(mask, num_classes=len(spec.classes)),
                 peak_bytes=base.peak_bytes(mask),
             )
         )

@@ -103,7 +103,8 @@ def check_budgets(scenario: Scenario, base: Base) -> None:
     selection = SelectionConfig(**scenario.selection.model_dump())
     for name, section in scenario.budgets.items():
         try:
-            cut(scores, base, from_wire(to_wire(section.limits()), base.plan), selection)
+            limits = from_wire(to_wire(section.limits()), base.plan)
+            cut(scores, base, limits, selection, num_classes=2)
         except InfeasibleBudgetError as error:
             raise InfeasibleBudgetError(f"budgets.{name}: {error}") from None
 

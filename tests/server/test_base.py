@@ -9,11 +9,15 @@ import torch
 from fedsprig.artifacts.digest import digest
 from fedsprig.errors import PlanError
 from fedsprig.graph import materialize
-from fedsprig.masks import Mask, cost
+from fedsprig.masks import Budget, Mask, cost
+from fedsprig.masks.costs import BYTES_PER_PARAMETER
 from fedsprig.models import describe
+from fedsprig.scoring import score
 from fedsprig.subnetwork import build_subnetwork
 from fedsprig_server import base as base_module
 from fedsprig_server.base import PROBE_MACS_RATIO, Base
+from fedsprig_server.config import SelectionConfig
+from fedsprig_server.one_shot import cut
 
 MODEL = "cifar_resnet20"
 
@@ -87,7 +91,7 @@ def test_another_picture_size_is_another_plan(base):
     assert larger.plan.input_shape == (1, 3, 40, 40)
     assert larger.digest == base.digest
     full = Mask.full(base.plan)
-    assert larger.macs(full) > base.macs(full)
+    assert larger.macs(full, num_classes=2) > base.macs(full, num_classes=2)
     assert larger.peak_bytes(full) > base.peak_bytes(full)
 
 
@@ -105,9 +109,19 @@ def test_costs_are_those_of_the_cut_network(base, monkeypatch):
         small = materialize(base.module, base.plan, mask)
         expected = cost(small, torch.zeros(1, 3, 32, 32))
         assert fresh.peak_bytes(mask) == expected.peak_bytes
-        assert fresh.macs(mask) == expected.macs
+        assert fresh.macs(mask, num_classes=2) == expected.macs
         assert fresh.parameters(mask, num_classes=2) == expected.parameters
     assert len(built) == 1
+
+
+@pytest.mark.parametrize("num_classes", [2, 100])
+def test_a_limit_of_bytes_holds_with_the_head_of_the_task(base, num_classes):
+    full = base.parameters(Mask.full(base.plan), num_classes=num_classes)
+    scores = score("magnitude", base.module, base.plan)
+    budget = Budget(weight_bytes=full)  # a quarter
+    mask = cut(scores, base, budget, SelectionConfig(), num_classes=num_classes)
+    used = BYTES_PER_PARAMETER * base.parameters(mask, num_classes=num_classes)
+    assert 0.9 * full < used <= full
 
 
 def test_the_probe_is_small_and_the_same_every_time(base):
@@ -116,7 +130,8 @@ def test_the_probe_is_small_and_the_same_every_time(base):
     assert digest(again.probe(pictures(0))) == digest(package)
     built = build_subnetwork(package, plan_of=lambda _: None)
     full = Mask.full(base.plan)
-    assert 0.5 * PROBE_MACS_RATIO < base.macs(built.mask) / base.macs(full) <= PROBE_MACS_RATIO
+    share = base.macs(built.mask, num_classes=2) / base.macs(full, num_classes=2)
+    assert 0.5 * PROBE_MACS_RATIO < share <= PROBE_MACS_RATIO
     assert built.adapter is None
     assert sum(p.numel() for p in built.module.parameters()) < base.parameters(full, num_classes=2)
 

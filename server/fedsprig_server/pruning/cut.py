@@ -240,5 +240,5 @@ class Shrinking:
             "threshold": item.threshold,
             "units": size.units,
             "parameters": size.parameters,
-            "macs": self.base.macs(item.mask),  # as results count them, without the classifier's
+            "macs": size.macs,
         }

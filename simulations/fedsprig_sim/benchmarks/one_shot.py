@@ -132,10 +132,11 @@ def _one_shot(
             with watch.step("score"):
                 scores = arm_scores("one_shot", sketch, near, base, selection, seed=0, task="new")
             with watch.step("solve"):
-                mask = cut(scores, base, budget, selection)
+                mask = cut(scores, base, budget, selection, num_classes=classes)
             with watch.step("cut"):
                 materialize(base.module, base.plan, mask)
-            watch.kept_macs = base.macs(mask) / base.macs(type(mask).full(base.plan))
+            whole = base.macs(type(mask).full(base.plan), num_classes=classes)
+            watch.kept_macs = base.macs(mask, num_classes=classes) / whole
             return watch
 
         progress("from a sketch to a sub-network")

@@ -108,7 +108,16 @@ def test_masks_stay_nested_and_every_limit_holds_cut_after_cut(base, sizes, data
     ]
     # The first masks are those that the server solves for: prefixes of one order.
     scores = _scores(base, rng)
-    masks = [cut(scores, base, sizes.limits(budget, 0), SelectionConfig()) for budget in own]
+    masks = [
+        cut(
+            scores,
+            base,
+            sizes.limits(budget, 0),
+            SelectionConfig(),
+            num_classes=5,
+        )
+        for budget in own
+    ]
     for done in (1, 2):
         limits = [sizes.limits(budget, done) for budget in own]
         widest = max(masks, key=lambda mask: mask.flat.sum())
