@@ -81,6 +81,11 @@ class SparsePruner(SizedPruner):
         """
 
     @property
+    def one_size(self) -> bool:
+        """Whether the pattern alone says how many weights stay."""
+        return Pattern.parse(self.pattern).kind == "n:m"
+
+    @property
     @abstractmethod
     def soft(self) -> bool:
         """Whether masks are other than 0 and 1 before the cut."""
