@@ -10,7 +10,8 @@ import inspect
 from dataclasses import dataclass
 from typing import Any
 
-from fedsprig.pruning.trials import Found, SizedPruner, Trial
+from fedsprig.pruning.sized import SizedPruner
+from fedsprig.pruning.trial import Found, Trial
 from fedsprig.scoring import SCORERS, score
 from fedsprig.seeds import derive_seed
 from fedsprig.spelling import lookup

@@ -26,7 +26,8 @@ from fedsprig.masks import Mask, ScoreSet, cost, plan_macs
 from fedsprig.pruning import AAP, PRUNERS, Labelled, OneShot, Schedule, Target
 from fedsprig.pruning.job import least_units
 from fedsprig.pruning.network import Stage, trainable
-from fedsprig.pruning.trials import Found, SizedPruner
+from fedsprig.pruning.sized import SizedPruner
+from fedsprig.pruning.trial import Found
 from fedsprig.training import TrainConfig, evaluate
 
 FAST = TrainConfig(epochs=1, batch_size=16, learning_rate=0.05)

@@ -10,12 +10,13 @@ from torch import Tensor
 from fedsprig.errors import BudgetError, InfeasibleBudgetError
 from fedsprig.masks import PlanCosts
 from fedsprig.pruning.job import Job
+from fedsprig.pruning.sized import SizedPruner
 from fedsprig.pruning.sparse.course import Ramp, Ramping
 from fedsprig.pruning.sparse.layers import WORDS, prunable_layers
 from fedsprig.pruning.sparse.pattern import Pattern
 from fedsprig.pruning.sparse.run import SparseRun
 from fedsprig.pruning.sparse.subjects import SingleWeights, Subject, WholeUnits
-from fedsprig.pruning.trials import Found, SizedPruner, Trial
+from fedsprig.pruning.trial import Found, Trial
 from fedsprig.training import TrainConfig
 
 

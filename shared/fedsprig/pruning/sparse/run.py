@@ -25,7 +25,7 @@ from fedsprig.pruning.sparse.subjects import (
     scores_of,
     unit_norms,
 )
-from fedsprig.pruning.trials import Found, Trial
+from fedsprig.pruning.trial import Found, Trial
 from fedsprig.seeds import derive_seed
 from fedsprig.training import TrainConfig, fit, recalibrate
 
@@ -48,7 +48,7 @@ class SparseRun:
         self._momenta: dict[str, Tensor] = {}
         self._state: dict[str, Any] = {"phase": COURSE, "epochs": 0, "drops": None, "metrics": {}}
         self._arrays: Mapping[str, Array] = {}
-        saved = trial.saved()
+        saved = trial.saved
         if saved is not None:
             self._state, self._arrays = dict(saved[0]), saved[1]
             self._momenta = {

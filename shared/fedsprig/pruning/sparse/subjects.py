@@ -18,7 +18,7 @@ from fedsprig.pruning.gates import gated
 from fedsprig.pruning.sparse.layers import Layer
 from fedsprig.pruning.sparse.pattern import Pattern
 from fedsprig.pruning.sparse.shares import global_drops, most_dropped, needed_drops
-from fedsprig.pruning.trials import Trial
+from fedsprig.pruning.trial import Trial
 
 Rows = dict[str, Tensor]
 """Values or masks ``[rows, length]`` by tensor or group."""

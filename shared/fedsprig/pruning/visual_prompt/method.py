@@ -21,7 +21,8 @@ from fedsprig.masks.costs import BYTES_PER_PARAMETER
 from fedsprig.pruning.input_frame import INPUT_FRAME, add_to_input
 from fedsprig.pruning.job import Job
 from fedsprig.pruning.network import Stage, accuracy
-from fedsprig.pruning.trials import Found, SizedPruner, Trial
+from fedsprig.pruning.sized import SizedPruner
+from fedsprig.pruning.trial import Found, Trial
 from fedsprig.pruning.visual_prompt.hyper_network import Statistic, weight_statistics
 from fedsprig.pruning.visual_prompt.predictor import MaskPredictor
 from fedsprig.pruning.visual_prompt.prompt import Prompt
@@ -111,7 +112,7 @@ class PASS(SizedPruner):
         scorer = self.first_scorer(network, job, trial.seed)
         search = Search(network, selection, scorer, prompt)
         budget = self._without_frame(trial)
-        saved = trial.saved()
+        saved = trial.saved
         # What was measured before a kill would be measured otherwise after it.
         macs = self._macs(search, budget, trial) if saved is None else saved[0]["macs"]
         Course(

@@ -17,7 +17,7 @@ from fedsprig.pruning.gates import gated
 from fedsprig.pruning.input_frame import framed
 from fedsprig.pruning.job import Labelled
 from fedsprig.pruning.rewinding import part
-from fedsprig.pruning.trials import Part
+from fedsprig.pruning.trial import Saved
 from fedsprig.pruning.visual_prompt.hyper_network import HyperNetwork
 from fedsprig.pruning.visual_prompt.prompt import Prompt, PromptEncoder
 from fedsprig.pruning.visual_prompt.selection import Selection, between
@@ -177,7 +177,7 @@ class Course:
         pictures: Labelled,
         *,
         progress: Callable[[int, int], None] = lambda done, steps: None,
-        saved: Part | None = None,
+        saved: Saved | None = None,
         save: Callable[[Mapping[str, Any], Mapping[str, Array]], None] = lambda state, arrays: None,
     ) -> None:
         """Learn in place, an epoch at a time; a search that counts steps is one epoch.
