@@ -193,7 +193,7 @@ def test_tables_by_hand():
     )
     row = " ".join(lines.splitlines()[1].split())
     assert row == "2:4 linear 91.00 ± 1.00 89.50 ± 1.50 +1.50 ± 0.50 0.15 0.20 95.00"
-    row = aap.table([fake("parameters, no loss", "aap", 0, 0.93)]).splitlines()[1]
+    row = aap.table([fake("parameters, no loss", "all groups", 0, 0.93)]).splitlines()[1]
     assert "-75.00 %" in row
     assert "-50.00 %" in row
     assert "-79.11 %" in row

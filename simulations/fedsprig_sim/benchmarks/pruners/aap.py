@@ -21,19 +21,25 @@ PUBLISHED: Final = {
     "MACs, one point": 0.8119,
 }
 """Share that the paper removes of ResNet-56 on CIFAR-10."""
+ARMS: Final = {"streams whole": ("stream",), "all groups": ()}
+"""The published code prunes no residual stream as one: it is the harsher cut by far."""
 _LOSSES: Final = {"no loss": "0%", "one point": "1%"}
 _ROUNDS: Final = 40
 
 
 def cases(world: World, seeds: Sequence[int]) -> list[Case]:
-    """Each weighting at each loss; the world's training is that of one round."""
+    """Each weighting at each loss, with residual streams and without.
+
+    The world's training is that of one round.
+    """
     return [
         Case(
             row=f"{what}, {loss}",
-            arm="aap",
+            arm=arm,
             pruner=AAP(
                 training=world.options.training,
                 train_first=False,
+                protect=protect,
                 weighting="macs" if what == "MACs" else "parameters",
                 rounds=_ROUNDS,
             ),
@@ -41,6 +47,7 @@ def cases(world: World, seeds: Sequence[int]) -> list[Case]:
             target=_LOSSES[loss],
             seed=seed,
         )
+        for arm, protect in ARMS.items()
         for loss in _LOSSES
         for what in ("parameters", "MACs")
         for seed in seeds
@@ -50,14 +57,15 @@ def cases(world: World, seeds: Sequence[int]) -> list[Case]:
 def table(figures: Sequence[Mapping[str, Any]]) -> str:
     """A line for every case; the paper's figures are of ResNet-56 on CIFAR-10."""
     lines = [
-        f"{'':<24} {'seed':>4} {'parameters':>11} {'MACs':>8} {'paper':>10} "
+        f"{'':<24} {'groups':<14} {'seed':>4} {'parameters':>11} {'MACs':>8} {'paper':>10} "
         f"{'validation':>11} {'test':>8} {'whole':>8} {'rounds':>7}"
     ]
     for case in figures:
         metrics = case["metrics"]
         published = PUBLISHED.get(case["row"])
         lines.append(
-            f"{case['row']:<24} {case['seed']:>4} {_minus(metrics['parameters_ratio']):>11} "
+            f"{case['row']:<24} {case['arm']:<14} {case['seed']:>4} "
+            f"{_minus(metrics['parameters_ratio']):>11} "
             f"{_minus(metrics['macs_ratio']):>8} "
             f"{'' if published is None else f'-{100 * published:.2f} %':>10} "
             f"{100 * metrics['accuracy']:>9.2f} % {100 * case['test']:>6.2f} % "
