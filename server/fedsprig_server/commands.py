@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -144,7 +145,8 @@ def _build(
     )
     if json_file is not None:
         json_file.write_text(json.dumps([asdict(entry) for entry in entries], indent=1) + "\n")
-    table = Table("task", "method", "whole", "pruned", "parameters", "MACs", "masks", box=None)
+    # Held-out accuracy of both networks; what is left of the whole one's.
+    table = Table("task", "method", "whole", "pruned", "weights", "MACs", "masks", box=None)
     for entry in entries:
         known = entry.metrics
         table.add_row(
@@ -152,7 +154,7 @@ def _build(
             entry.method,
             _percent(known.get("accuracy_whole")),
             _percent(known.get("accuracy")),
-            _percent(known.get("parameters_ratio")),
+            _percent(_weights_left(known)),
             _percent(known.get("macs_ratio")),
             str(len(entry.masks)),
         )
@@ -169,6 +171,14 @@ def _pairs(items: list[str], option: str, *, empty: bool = False) -> dict[str, s
             raise typer.BadParameter(f"{name!r} is given twice", param_hint=option)
         pairs[name] = value
     return pairs
+
+
+def _weights_left(metrics: Mapping[str, float]) -> float | None:
+    """Share of the whole network's parameters that are there and not zero."""
+    if "parameters_ratio" not in metrics:
+        return None
+    zeros = metrics.get("zeros", 0.0) / metrics["parameters"]
+    return metrics["parameters_ratio"] * (1 - zeros)
 
 
 def _percent(share: float | None) -> str:
