@@ -14,9 +14,11 @@ from torch import nn
 from fedsprig.artifacts.container import Array
 from fedsprig.graph import materialize
 from fedsprig.masks import Mask
+from fedsprig.pruning.by_epochs import fit_by_epochs
 from fedsprig.pruning.job import Job, Labelled
+from fedsprig.pruning.journal import UNSAVED, Checkpoint
 from fedsprig.pruning.product import Progress
-from fedsprig.training import TrainConfig, evaluate, fit, recalibrate
+from fedsprig.training import TrainConfig, evaluate, recalibrate
 
 _WEIGHT: Final = "weight:"
 _MASK: Final = "mask"
@@ -44,15 +46,34 @@ class Stage:
             PlanError: the mask is of another plan.
         """
         mask = Mask.from_bytes(arrays[_MASK].tobytes(), job.plan)
-        network = materialize(job.model, job.plan, mask)
-        network.load_state_dict(
+        stage = cls(trainable(materialize(job.model, job.plan, mask)), mask)
+        stage._load(arrays)
+        return stage
+
+    def resumed(self, checkpoint: Checkpoint) -> Checkpoint:
+        """Take the weights of a checkpoint, where it is of the same mask.
+
+        A mask that follows from measured milliseconds may be another one after a kill: then what
+        was saved is of no use.
+
+        Returns:
+            Where the network stands now.
+        """
+        if not checkpoint.arrays:
+            return checkpoint
+        if checkpoint.arrays[_MASK].tobytes() != self.mask.to_bytes():
+            return checkpoint.anew()
+        self._load(checkpoint.arrays)
+        return checkpoint
+
+    def _load(self, arrays: Mapping[str, Array]) -> None:
+        self.network.load_state_dict(
             {
                 name.removeprefix(_WEIGHT): torch.from_numpy(array)
                 for name, array in arrays.items()
                 if name.startswith(_WEIGHT)
             }
         )
-        return cls(trainable(network), mask)
 
 
 def whole(job: Job) -> Stage:
@@ -82,8 +103,11 @@ def train(
     calibration: Labelled,
     name: str,
     progress: Progress,
+    checkpoint: Checkpoint = UNSAVED,
 ) -> None:
     """Train a stage's network in place, then measure its normalisation statistics anew.
+
+    A training that counts epochs is saved after each.
 
     Args:
         stage: what to train.
@@ -93,15 +117,18 @@ def train(
         calibration: pictures that the statistics are measured on.
         name: of the stage, for the progress.
         progress: told of every step.
+        checkpoint: where it begins and what it is saved to.
     """
-    fit(
+    fit_by_epochs(
         stage.network,
-        job.train.images,
-        job.train.labels,
+        job.train,
         config,
         seed=seed,
+        name=name,
         head=job.plan.head,
-        progress=lambda step, total, _: progress(name, step, total),
+        progress=progress,
+        learnt=stage.arrays,
+        checkpoint=stage.resumed(checkpoint),
     )
     if len(calibration.images) >= 2:
         recalibrate(stage.network, calibration.images)

@@ -51,7 +51,7 @@ class Schedule(TrainConfig):
 
 
 def part(config: TrainConfig, first: int, last: int | None = None) -> TrainConfig:
-    """Epochs ``first`` to ``last`` (excluded; by default the end) of a schedule.
+    """Epochs ``first`` to ``last`` (excluded; by default the end) of a schedule or of its part.
 
     Raises:
         TrainingError: the schedule counts steps, or has no such epochs.
@@ -65,4 +65,7 @@ def part(config: TrainConfig, first: int, last: int | None = None) -> TrainConfi
         )
     values = {field.name: getattr(config, field.name) for field in fields(config)}
     last = config.epochs if last is None else last
-    return Schedule(**{**values, "epochs": last - first, "skipped": first, "whole": config.epochs})
+    before = config.skipped if isinstance(config, Schedule) else 0
+    whole = (config.whole if isinstance(config, Schedule) else None) or before + config.epochs
+    here = {"epochs": last - first, "skipped": before + first, "whole": whole}
+    return Schedule(**{**values, **here})

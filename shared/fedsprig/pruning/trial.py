@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from fedsprig.masks.costs import BYTES_PER_PARAMETER
 from fedsprig.masks.weights import WeightMask
 from fedsprig.pruning.filling import filled
 from fedsprig.pruning.job import Job, Labelled
+from fedsprig.pruning.journal import Checkpoint
 from fedsprig.pruning.network import Stage, train, trainable
 from fedsprig.pruning.product import Progress
 from fedsprig.seeds import derive_seed
@@ -26,8 +27,6 @@ _SCORES: Final = "scores"
 _COMPARABLE: Final = "comparable"
 _WEIGHTS: Final = "weight_mask"
 _STATE: Final = "state:"
-Saved = tuple[dict[str, Any], dict[str, Array]]
-"""Plain data and arrays of a trial that is not finished."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -88,9 +87,9 @@ class Trial:
         progress: told of every step.
         floor: share of every group's units that stays.
         protect: groups or kinds that stay whole.
-        saved: what was given to ``save`` last in this trial before the run was killed.
-        save: commits plain JSON data and arrays by name: a part of a long trial, from which it goes
-            on after a kill.
+        checkpoint: where a part of the trial stands, by its name: what was saved of it before the
+            run was killed, and what it is saved to. The trial goes on by being done again, but for
+            what its parts had saved.
     """
 
     job: Job
@@ -101,8 +100,7 @@ class Trial:
     progress: Progress
     floor: float
     protect: tuple[str, ...]
-    saved: Saved | None
-    save: Callable[[Mapping[str, Any], Mapping[str, Array]], None]
+    checkpoint: Callable[[str], Checkpoint]
 
     def solve(
         self, scores: ScoreSet, budget: Budget | None = None, *, normalise: bool = True
@@ -152,7 +150,13 @@ class Trial:
         return Stage(trainable(materialize(source, self.job.plan, mask)), mask)
 
     def train(self, stage: Stage, config: TrainConfig, name: str) -> None:
-        """Train a stage's network in place, then measure its normalisation statistics anew."""
+        """Train a stage's network in place, then measure its normalisation statistics anew.
+
+        Args:
+            stage: what to train.
+            config: how long and how.
+            name: of the training; no other part of the trial has it.
+        """
         train(
             stage,
             self.job,
@@ -161,4 +165,5 @@ class Trial:
             calibration=self.pictures,
             name=name,
             progress=self.progress,
+            checkpoint=self.checkpoint(name),
         )

@@ -4,7 +4,7 @@ Such a method says how to make one network within a budget
 (:meth:`fedsprig.pruning.sized.SizedPruner.attempt`). What all of them share is here: the whole
 network is trained once; a hard limit takes one trial; under the accuracy policy the smallest
 network is sought by bisection over the share of the parameters' bytes, every trial from the same
-whole network. All of it is committed step by step.
+whole network. All of it is committed, trainings epoch by epoch.
 """
 
 from __future__ import annotations
@@ -60,6 +60,7 @@ class Trials:
                     calibration=self._pictures,
                     name="whole network",
                     progress=progress,
+                    checkpoint=self._journal.checkpoint("whole network"),
                 )
             self.state = {
                 "reference": accuracy(stage, self._job),
@@ -68,7 +69,6 @@ class Trials:
                 "best": 0,
                 "made": 0,
                 "trials": [],
-                "part": None,
                 "ended": False,
             }
             self._commit({_WHOLE: stage.arrays()})
@@ -80,7 +80,6 @@ class Trials:
         hard = job.target.budget
         share = 1.0 if self._method.one_size else (state["low"] + state["high"]) / 2
         number = len(state["trials"]) + 1
-        part = state["part"]
         trial = Trial(
             job=job,
             whole=self._whole,
@@ -90,8 +89,7 @@ class Trials:
             progress=lambda stage, done, steps: progress(self._named(stage, number), done, steps),
             floor=self._method.floor,
             protect=self._method.protect,
-            saved=None if part is None else (part["state"], self._journal.network(part["name"])),
-            save=self._save,
+            checkpoint=self._journal.checkpoint,
         )
         try:
             found = self._method.attempt(trial)
@@ -166,24 +164,14 @@ class Trials:
     def _judged(self, line: dict[str, Any], added: dict[str, Mapping[str, Array]]) -> None:
         state = self.state
         state["trials"].append(line)
-        state["part"] = None
         hard = self._job.target.budget is not None
         trials = 1 if hard or self._method.one_size else self._method.trials
         state["ended"] = len(state["trials"]) >= trials
         self._commit(added)
 
-    def _save(self, part: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
-        # A new name each time: a kill between the two writes must not spoil the one before.
-        count = 1 if self.state["part"] is None else self.state["part"]["count"] + 1
-        name = f"part-{count}"
-        self.state["part"] = {"name": name, "count": count, "state": dict(part)}
-        self._commit({name: arrays})
-
     def _commit(self, added: Mapping[str, Mapping[str, Array]]) -> None:
         state = self.state
         names = {_WHOLE, *(f"trial-{number}" for number in {state["best"], state["made"]} - {0})}
-        if state["part"] is not None:
-            names.add(state["part"]["name"])
         self._journal.write(state, add=added, keep=frozenset(names))
 
     def _named(self, stage: str, number: int) -> str:

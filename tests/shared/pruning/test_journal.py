@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from fedsprig.errors import ArtifactError, DigestMismatchError, RunError
+from fedsprig.pruning import journal as journal_module
 from fedsprig.pruning.journal import Journal
 
 ONE = {"weight:a": np.arange(3, dtype=np.float32)}
@@ -27,6 +28,55 @@ def test_networks_that_are_not_kept_go(tmp_path, in_folder):
         again = Journal(folder, "one")
         assert again.state == {"n": 2}
         assert set(again.network("b")) == {"weight:a"}
+
+
+def test_parts_of_a_round_are_kept_until_it_is_done(tmp_path):
+    def begun():
+        return Journal(tmp_path, "one")
+
+    first = begun().checkpoint("search")
+    assert (first.state, first.arrays) == ({}, {})
+    for number in range(3):
+        first.beside(lambda: {"more": [1]}).save({"n": number}, {"a": np.full(2, number)})
+    journal = begun()
+    assert journal.state is None
+    journal.checkpoint("fine-tuning").save({"n": 7}, ONE)
+    with pytest.raises(RunError, match="two parts of one round are called 'fine-tuning'"):
+        journal.checkpoint("fine-tuning")
+    search, fine = begun().checkpoint("search"), begun().checkpoint("fine-tuning")
+    assert (search.state, fine.state) == ({"n": 2, "more": [1]}, {"n": 7})
+    np.testing.assert_array_equal(search.arrays["a"], [2, 2])
+    np.testing.assert_array_equal(fine.arrays["weight:a"], ONE["weight:a"])
+    assert len(list(tmp_path.iterdir())) == 3
+    last = begun()
+    last.write({"done": True}, add={"b": ONE}, keep=frozenset({"b"}))
+    assert last.checkpoint("search").state == {}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["b.safetensors", "state.json"]
+
+
+@pytest.mark.parametrize("written", [0, 1])
+def test_a_kill_while_a_part_is_written_leaves_the_one_before(tmp_path, monkeypatch, written):
+    checkpoint = Journal(tmp_path, "one").checkpoint("search")
+    checkpoint.save({"n": 1}, ONE)
+    real, count = journal_module.write_bytes, 0
+
+    def killed(path, data):
+        nonlocal count
+        if count == written:
+            raise KeyboardInterrupt
+        count += 1
+        real(path, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(journal_module, "write_bytes", killed)
+        with pytest.raises(KeyboardInterrupt):
+            checkpoint.save({"n": 2}, {"weight:a": np.zeros(3)})
+    again = Journal(tmp_path, "one").checkpoint("search")
+    assert again.state == {"n": 1}
+    np.testing.assert_array_equal(again.arrays["weight:a"], ONE["weight:a"])
+    again.save({"n": 3}, ONE)
+    assert Journal(tmp_path, "one").checkpoint("search").state == {"n": 3}
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_what_does_not_belong_is_refused(tmp_path):

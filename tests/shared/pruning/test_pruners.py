@@ -23,7 +23,7 @@ from fedsprig.errors import (
 )
 from fedsprig.graph import materialize
 from fedsprig.masks import Mask, ScoreSet, cost, plan_macs
-from fedsprig.pruning import AAP, PRUNERS, Labelled, OneShot, Schedule, Target
+from fedsprig.pruning import AAP, PRUNERS, Labelled, OneShot, Schedule, Target, rewinding
 from fedsprig.pruning.job import least_units
 from fedsprig.pruning.network import Stage, trainable
 from fedsprig.pruning.sized import SizedPruner
@@ -302,6 +302,59 @@ def test_another_job_does_not_go_on_from_a_checkpoint(job_for, tmp_path):
         replace(method, rounds=7).prune(job_for("memory", "50%"), checkpoint=tmp_path)
 
 
+class StoppedError(Exception):
+    """A run that is stopped where it stands."""
+
+
+TWICE = TrainConfig(epochs=2, batch_size=16, learning_rate=0.05)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        AAP(training=TWICE, rounds=3),
+        AAP(training=replace(TWICE, epochs=3), rounds=2, rewind="weights", rewind_epoch=1),
+        OneShot(
+            criterion="magnitude",
+            training=replace(TWICE, optimiser="adam", learning_rate=0.005),
+            trials=2,
+        ),
+    ],
+    ids=["rate", "weights", "one-shot"],
+)
+@pytest.mark.parametrize(("policy", "text"), [("accuracy", "20%"), ("memory", "40%")])
+def test_a_run_stopped_in_every_epoch_ends_as_one_that_was_not(
+    job_for, tmp_path, method, policy, text
+):
+    job = job_for(policy, text)
+    steps, kept, fresh = [], [], []
+    whole = method.prune(job, progress=lambda stage, done, total: steps.append((stage, done)))
+    runs = 0
+
+    def stop(stage, done, total):
+        fresh.append((stage, done))
+        if done % 4 == 2 and len(kept) + len(fresh) > stopped[-1]:
+            stopped.append(len(kept) + len(fresh))
+            raise StoppedError
+
+    stopped = [0]
+    while True:
+        try:
+            product = method.prune(job, progress=stop, checkpoint=tmp_path)
+            break
+        except StoppedError:
+            runs += 1
+            kept += fresh[: len(fresh) // 4 * 4]  # whole epochs, of four steps each
+            fresh.clear()
+    # Every epoch was stopped once, and none that was whole was done again.
+    assert kept + fresh == steps
+    assert runs == len(steps) // 4
+    assert product.weights_bytes() == whole.weights_bytes()
+    assert (product.scores, product.mask) == (whole.scores, whole.mask)
+    assert product.metrics == whole.metrics
+    assert product.settings == whole.settings
+
+
 @pytest.mark.parametrize(
     ("values", "error"),
     [
@@ -361,6 +414,8 @@ def test_a_schedule_goes_on_where_it_was_rewound_to():
     assert [part.learning_rate_at(s, 6) for s in range(6)] == [
         whole.learning_rate_at(s + 2, 8) for s in range(6)
     ]
+    assert rewinding.part(rewinding.part(whole, 1), 1, 2) == rewinding.part(whole, 2, 3)
+    assert rewinding.part(part, 0, 1) == rewinding.part(whole, 1, 2)
     steps = Schedule(epochs=3, learning_rate=0.1, schedule="constant", milestones=(1, 2))
     rates = [steps.learning_rate_at(step, 6) for step in range(6)]
     assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])

@@ -129,7 +129,8 @@ class Run:
         epoch = method.rewind_epoch if method.train_first else 0
         seed = derive_seed(job.seed, "aap", "whole")
         if epoch:
-            self._train(stage, part(method.training, 0, epoch), f"{seed} early", "whole network")
+            early = part(method.training, 0, epoch)
+            self._train(stage, early, f"{seed} early", "whole network", checkpoint="early epochs")
         if method.rewind == "weights":
             added[_REWIND] = stage.arrays()
         if method.train_first:
@@ -290,7 +291,9 @@ class Run:
         self._train(cut, config, str(derive_seed(job.seed, "aap", str(number))), f"round {number}")
         return cut
 
-    def _train(self, stage: Stage, config: TrainConfig, seed: str, name: str) -> None:
+    def _train(
+        self, stage: Stage, config: TrainConfig, seed: str, name: str, *, checkpoint: str = ""
+    ) -> None:
         train(
             stage,
             self._job,
@@ -299,6 +302,7 @@ class Run:
             calibration=self._pictures,
             name=name,
             progress=self._progress,
+            checkpoint=self._journal.checkpoint(checkpoint or name),
         )
 
     def _strengths(self, stage: Stage) -> Strengths:

@@ -93,6 +93,10 @@ class Course:
         self._subject, self._ramping, self._total = subject, ramping, total
         self._mask, self._decide = mask, decide
 
+    def begin(self, done: int) -> None:
+        """Go on with the step after ``done``."""
+        self.done = done
+
     def __call__(self, parameters: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """The parameters that the step after ``done`` computes with."""
         masks = self.masks(parameters)

@@ -17,8 +17,7 @@ from fedsprig.pruning.job import Job
 from fedsprig.pruning.visual_prompt.hyper_network import weight_statistics
 from fedsprig.pruning.visual_prompt.method import PASS, picture_shape
 from fedsprig.pruning.visual_prompt.predictor import MaskPredictor
-from fedsprig.pruning.visual_prompt.search import Course, Search
-from fedsprig.pruning.visual_prompt.selection import between
+from fedsprig.pruning.visual_prompt.search import Search, SearchCourse
 from fedsprig.seeds import derive_seed
 from fedsprig.training import TrainConfig
 from fedsprig.training.draw import Drawer, endless_batches
@@ -74,8 +73,8 @@ def trained_together(
         for step in range(total):
             for group in optimiser.param_groups:
                 group["lr"] = config.learning_rate_at(step, total)
-            for number, (job, search, drawn) in enumerate(zip(jobs, searches, draws, strict=True)):
-                search.budget = between(job.plan, budgets[number], step / total)
+            for search, drawn, budget in zip(searches, draws, budgets, strict=True):
+                search.budget = search.selection.between(budget, step / total)
                 images, labels = drawn.batch()
                 loss = F.cross_entropy(search(images), labels)
                 if not math.isfinite(loss.item()):
@@ -128,8 +127,8 @@ def prompt_for(
         raise BudgetError("no prompt can be learnt: take a predictor and settings with one")
     job.check_feasible(method.floor, method.protect)
     search = Search(job.model, method.selection(job), predictor.copied_scorer(), prompt)
-    Course(config=method.search, budget=budget, seed=job.seed).run(
-        search, job.train, progress=progress
+    SearchCourse(config=method.search, budget=budget, seed=job.seed).run(
+        search, job.train, progress=lambda _, done, steps: progress(done, steps)
     )
     frame = search.frame()
     if frame is None:

@@ -26,7 +26,7 @@ from fedsprig.pruning.trial import Found, Trial
 from fedsprig.pruning.visual_prompt.hyper_network import Statistic, weight_statistics
 from fedsprig.pruning.visual_prompt.predictor import MaskPredictor
 from fedsprig.pruning.visual_prompt.prompt import Prompt
-from fedsprig.pruning.visual_prompt.search import Course, PromptKind, Scorer, Search
+from fedsprig.pruning.visual_prompt.search import SEARCH, PromptKind, Scorer, Search, SearchCourse
 from fedsprig.pruning.visual_prompt.selection import Selection
 from fedsprig.seeds import derive_seed
 from fedsprig.training import TrainConfig, recalibrate
@@ -112,33 +112,33 @@ class PASS(SizedPruner):
         scorer = self.first_scorer(network, job, trial.seed)
         search = Search(network, selection, scorer, prompt)
         budget = self._without_frame(trial)
-        saved = trial.saved
+        checkpoint = trial.checkpoint(SEARCH)
         # What was measured before a kill would be measured otherwise after it.
-        macs = self._macs(search, budget, trial) if saved is None else saved[0]["macs"]
-        Course(
+        state = checkpoint.state
+        macs = state["macs"] if state else self._macs(search, budget, trial)
+        SearchCourse(
             config=self.search,
             budget=budget if macs is None else Budget(macs=macs),
             seed=trial.seed,
         ).run(
             search,
             job.train,
-            progress=lambda done, steps: trial.progress("search", done, steps),
-            saved=saved,
-            save=lambda state, arrays: trial.save({**state, "macs": macs}, arrays),
+            progress=trial.progress,
+            checkpoint=checkpoint.beside(lambda: {"macs": macs}),
         )
         scores = search.scores()
-        stage = self._cut(trial, search, selection.mask(scores, budget, job.latency_ms))
+        stage = self._cut(trial, search, trial.solve(scores, budget, normalise=False))
         if len(trial.pictures.images) > 1:
             recalibrate(stage.network, trial.pictures.images)
         cut = accuracy(stage, job)
         trial.train(stage, self.training, "fine-tuning")
-        state = MaskPredictor.of(scorer, job.plan, picture_shape(job), self.statistics).arrays()
+        kept = MaskPredictor.of(scorer, job.plan, picture_shape(job), self.statistics).arrays()
         frame = search.frame()
         if frame is not None:
-            state[PROMPT] = frame
+            kept[PROMPT] = frame
         if frame is not None and self.keep_prompt:
-            state[INPUT_FRAME] = frame
-        return Found(stage, scores, state=state, metrics={"accuracy_cut": cut})
+            kept[INPUT_FRAME] = frame
+        return Found(stage, scores, state=kept, metrics={"accuracy_cut": cut}, comparable=True)
 
     def selection(self, job: Job) -> Selection:
         """How masks are taken from scores."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,21 +13,21 @@ from torch.func import functional_call
 
 from fedsprig.artifacts.container import Array
 from fedsprig.masks import Budget, ScoreSet
+from fedsprig.pruning.by_epochs import fit_by_epochs
 from fedsprig.pruning.gates import gated
 from fedsprig.pruning.input_frame import framed
 from fedsprig.pruning.job import Labelled
-from fedsprig.pruning.rewinding import part
-from fedsprig.pruning.trial import Saved
+from fedsprig.pruning.journal import UNSAVED, Checkpoint
+from fedsprig.pruning.product import Progress, silent
 from fedsprig.pruning.visual_prompt.hyper_network import HyperNetwork
 from fedsprig.pruning.visual_prompt.prompt import Prompt, PromptEncoder
-from fedsprig.pruning.visual_prompt.selection import Selection, between
-from fedsprig.seeds import derive_seed
-from fedsprig.training import TrainConfig, fit
+from fedsprig.pruning.visual_prompt.selection import Selection
+from fedsprig.training import TrainConfig
 from fedsprig.training.modes import device_of
 
 PromptKind = Literal["learned", "fixed", "none"]
 
-_MOMENTUM: Final = "momentum:"
+SEARCH: Final = "search"
 
 
 class Scorer(nn.Module):
@@ -114,7 +114,7 @@ class Search(nn.Module):
             self.network.get_submodule(head).requires_grad_(True)
         self.scorer = scorer
         self.prompt = prompt
-        self.budget = between(selection.plan, Budget(macs=1), 0)
+        self.budget = selection.between(Budget(macs=1), 0)
         self.selection = selection
         self.to(device_of(network))
 
@@ -158,7 +158,7 @@ class Search(nn.Module):
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class Course:
+class SearchCourse:
     """How a search goes on.
 
     Attributes:
@@ -176,49 +176,33 @@ class Course:
         search: Search,
         pictures: Labelled,
         *,
-        progress: Callable[[int, int], None] = lambda done, steps: None,
-        saved: Saved | None = None,
-        save: Callable[[Mapping[str, Any], Mapping[str, Array]], None] = lambda state, arrays: None,
+        progress: Progress = silent,
+        checkpoint: Checkpoint = UNSAVED,
     ) -> None:
-        """Learn in place, an epoch at a time; a search that counts steps is one epoch.
+        """Learn in place; saved after every epoch.
 
         Args:
             search: as it was made; a resumed one too.
             pictures: what it learns from.
-            progress: told of the steps done and all steps.
-            saved: what ``save`` was given last, to go on from there.
-            save: given all that a resumed search needs, after every epoch.
+            progress: told of every step.
+            checkpoint: where it begins and what it is saved to.
         """
-        plan = search.selection.plan
-        total = self.config.total_steps(len(pictures.images))
-        parts = 1 if self.config.epochs is None else self.config.epochs
-        begun, momenta = 0, dict[str, Tensor]()
-        if saved is not None:
-            state, arrays = saved
-            begun = int(state["epochs"])
-            search.restore(arrays)
-            momenta = {
-                name.removeprefix(_MOMENTUM): torch.from_numpy(array)
-                for name, array in arrays.items()
-                if name.startswith(_MOMENTUM)
-            }
-        for epoch in range(begun, parts):
-            first = epoch * (total // parts)
+        selection = search.selection
+        if checkpoint.arrays:
+            search.restore(checkpoint.arrays)
 
-            def told(step: int, _: int, loss: float, first: int = first) -> None:
-                search.budget = between(plan, self.budget, (first + step) / total)
-                progress(first + step, total)
+        def narrow(done: int, steps: int) -> None:
+            search.budget = selection.between(self.budget, done / max(1, steps))
 
-            search.budget = between(plan, self.budget, first / max(1, total))
-            fit(
-                search,
-                pictures.images,
-                pictures.labels,
-                self.config if parts == 1 else part(self.config, epoch, epoch + 1),
-                seed=derive_seed(self.seed, "search", str(epoch)),
-                head=f"network.{plan.head}" if plan.head else "",
-                progress=told,
-                momenta=momenta,
-            )
-            kept = {_MOMENTUM + name: value.cpu().numpy() for name, value in momenta.items()}
-            save({"epochs": epoch + 1}, search.learnt() | kept)
+        fit_by_epochs(
+            search,
+            pictures,
+            self.config,
+            seed=self.seed,
+            name=SEARCH,
+            head=f"network.{selection.plan.head}" if selection.plan.head else "",
+            progress=progress,
+            learnt=search.learnt,
+            checkpoint=checkpoint,
+            before_step=narrow,
+        )

@@ -9,7 +9,7 @@ METHODS "global pruning decides layer-wise sparsity"), and dividing would undo i
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -33,6 +33,15 @@ class Selection:
     plan: GroupPlan
     floor: float
     protect: Collection[str] = ()
+    _whole: Mapping[str, int] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        costs = PlanCosts(self.plan)
+        whole = {
+            "weight_bytes": BYTES_PER_PARAMETER * costs.parameters(costs.units),
+            "macs": costs.macs(costs.units),
+        }
+        object.__setattr__(self, "_whole", whole)
 
     def score_set(self, scores: Sequence[Tensor]) -> ScoreSet:
         """Soft scores of every group, in the plan's order, as a score set."""
@@ -81,6 +90,24 @@ class Selection:
             gates[group.name] = _StraightThrough.apply(soft, hard)
         return gates
 
+    def between(self, budget: Budget, progress: float) -> Budget:
+        """The budget on the way from the whole network to ``budget``.
+
+        Linear over the first half of the search, then ``budget`` itself: all at once, the search
+        would begin with a network that says nothing.
+
+        Args:
+            budget: ``weight_bytes`` or ``macs``.
+            progress: share of the search that is done, 0 to 1.
+        """
+        left = max(0.0, 1 - 2 * progress)
+        return Budget(
+            **{
+                name: max(int(limit), int(limit + left * (self._whole[name] - limit)))
+                for name, limit in budget.limits().items()
+            }
+        )
+
 
 class _StraightThrough(torch.autograd.Function):
     """The hard values, with the soft ones' gradient; a sum would round."""
@@ -92,28 +119,3 @@ class _StraightThrough(torch.autograd.Function):
     @staticmethod
     def backward(_: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return gradient, None
-
-
-def between(plan: GroupPlan, budget: Budget, progress: float) -> Budget:
-    """The budget on the way from the whole network to ``budget``.
-
-    Linear over the first half of the search, then ``budget`` itself: all at once, the search would
-    begin with a network that says nothing.
-
-    Args:
-        plan: the groups.
-        budget: ``weight_bytes`` or ``macs``.
-        progress: share of the search that is done, 0 to 1.
-    """
-    costs = PlanCosts(plan)
-    whole: Mapping[str, int] = {
-        "weight_bytes": BYTES_PER_PARAMETER * costs.parameters(costs.units),
-        "macs": costs.macs(costs.units),
-    }
-    left = max(0.0, 1 - 2 * progress)
-    return Budget(
-        **{
-            name: max(int(limit), int(limit + left * (whole[name] - limit)))
-            for name, limit in budget.limits().items()
-        }
-    )

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from fedsprig.errors import InfeasibleBudgetError
 from fedsprig.masks import Budget, Mask, PlanCosts, plan_macs, plan_parameters
-from fedsprig.pruning.visual_prompt.selection import Selection, between
+from fedsprig.pruning.visual_prompt.selection import Selection
 
 
 def by_hand(plan, scores, floor, fits):
@@ -92,12 +92,13 @@ def test_the_budget_goes_down_over_the_first_half(small_plan):
     costs = PlanCosts(small_plan)
     whole = costs.macs(costs.units)
     target = Budget(macs=whole // 4)
-    found = [between(small_plan, target, done / 8).macs for done in range(9)]
+    selection = Selection(plan=small_plan, floor=0.05)
+    found = [selection.between(target, done / 8).macs for done in range(9)]
     assert found[0] == whole
     assert found[4:] == [target.macs] * 5
     steps = np.diff(found[:5])
     assert steps == pytest.approx(-(whole - target.macs) / 4, abs=1)
     bytes_ = Budget(weight_bytes=400)
     parameters = costs.parameters(costs.units)
-    assert between(small_plan, bytes_, 0.25).weight_bytes == (4 * parameters + 400) // 2
-    assert between(small_plan, bytes_, 1) == bytes_
+    assert selection.between(bytes_, 0.25).weight_bytes == (4 * parameters + 400) // 2
+    assert selection.between(bytes_, 1) == bytes_
