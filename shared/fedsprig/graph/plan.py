@@ -183,6 +183,15 @@ class GroupPlan:
             )
         return by_name[name]
 
+    def producers(self, group: Group) -> tuple[AxisMap, ...]:
+        """Where the weights lie that produce a group's units: kernels and matrices.
+
+        Biases and normalisation are not among them. A group may have none.
+        """
+        return tuple(
+            item for item in group.axes if item.role == "out" and len(self.shapes[item.tensor]) >= 2
+        )
+
     @property
     def digest(self) -> str:
         """SHA-256 (hex) of :meth:`to_bytes`: equal for equal plans, on every machine."""

@@ -42,9 +42,7 @@ def score_magnitude(
     scores = {}
     for group in plan.groups:
         total = torch.zeros(group.units, dtype=torch.float64)
-        for item in group.axes:
-            if item.role != "out" or len(plan.shapes[item.tensor]) < 2:
-                continue
+        for item in plan.producers(group):
             weight = state.get(item.tensor)
             if weight is None or weight.shape[item.axis] != plan.shapes[item.tensor][item.axis]:
                 raise PlanError(

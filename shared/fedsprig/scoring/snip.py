@@ -65,9 +65,7 @@ def score_snip(
     scores = {}
     for group in plan.groups:
         sums = torch.zeros(group.units, dtype=torch.float64)
-        for item in group.axes:
-            if item.tensor not in weights or item.role != "out":
-                continue
+        for item in plan.producers(group):
             change = (weights[item.tensor].detach() * gradients[item.tensor]).double().abs()
             rows = change.movedim(item.axis, 0).flatten(1).sum(1).cpu()
             sums += rows[torch.tensor(item.positions, dtype=torch.int64)].sum(1)
@@ -80,9 +78,7 @@ def _producers(model: nn.Module, plan: GroupPlan) -> dict[str, Tensor]:
     parameters = dict(model.named_parameters())
     found: dict[str, Tensor] = {}
     for group in plan.groups:
-        for item in group.axes:
-            if item.role != "out" or len(plan.shapes[item.tensor]) < 2:
-                continue
+        for item in plan.producers(group):
             weight = parameters.get(item.tensor)
             if weight is None or weight.shape[item.axis] != plan.shapes[item.tensor][item.axis]:
                 raise PlanError(

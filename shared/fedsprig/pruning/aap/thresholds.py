@@ -20,7 +20,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsprig.graph.plan import Group, GroupPlan
+from fedsprig.graph.plan import GroupPlan
 from fedsprig.pruning.aap.attention import Strengths
 
 Weighting = Literal["parameters", "macs"]
@@ -28,18 +28,9 @@ Bools = NDArray[np.bool_]
 Fits = Callable[[dict[str, Bools]], bool]
 
 
-def producers(plan: GroupPlan, group: Group) -> list[str]:
-    """The weights that produce a group's units: of convolutions and linear layers."""
-    return [
-        item.tensor
-        for item in group.axes
-        if item.role == "out" and len(plan.shapes[item.tensor]) >= 2
-    ]
-
-
 def layer_count(plan: GroupPlan) -> int:
     """L: the layers that produce units of the plan's groups."""
-    return len({tensor for group in plan.groups for tensor in producers(plan, group)})
+    return len({item.tensor for group in plan.groups for item in plan.producers(group)})
 
 
 def group_shares(plan: GroupPlan, weighting: Weighting) -> dict[str, float]:
@@ -51,13 +42,15 @@ def group_shares(plan: GroupPlan, weighting: Weighting) -> dict[str, float]:
     """
     costs: dict[str, float] = {}
     for group in plan.groups:
-        for tensor in producers(plan, group):
-            elements = float(np.prod(plan.shapes[tensor], dtype=np.float64))
-            each = 1 if weighting == "parameters" else plan.macs_per_weight.get(tensor, 0)
-            costs[tensor] = elements * each
+        for item in plan.producers(group):
+            elements = float(np.prod(plan.shapes[item.tensor], dtype=np.float64))
+            each = 1 if weighting == "parameters" else plan.macs_per_weight.get(item.tensor, 0)
+            costs[item.tensor] = elements * each
     total = sum(costs.values()) or 1.0
     return {
-        group.name: float(np.mean([costs[t] / total for t in producers(plan, group)] or [0.0]))
+        group.name: float(
+            np.mean([costs[item.tensor] / total for item in plan.producers(group)] or [0.0])
+        )
         for group in plan.groups
     }
 

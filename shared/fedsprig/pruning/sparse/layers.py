@@ -14,6 +14,7 @@ from fedsprig.graph.plan import GroupPlan
 from fedsprig.spelling import unknown
 
 WORDS: Final = ("first", "depthwise", "head")
+PROJECTIONS: Final = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,18 +50,19 @@ def prunable_layers(model: nn.Module, plan: GroupPlan, dense: tuple[str, ...]) -
     for word in dense:
         if word not in WORDS and word not in modules:
             raise UnknownNameError(unknown("dense layer", word, [*WORDS, *modules]))
-    layers = dict(_weighted(modules))
-    first = next((p for p, m in layers.items() if isinstance(m, _ConvNd)), next(iter(layers), ""))
+    weights = list(_weights(modules))
+    paths = [path for path, _, _ in weights]
+    first = next((p for p in paths if isinstance(modules[p], _ConvNd)), next(iter(paths), ""))
     kept = {path for path in dense if path not in WORDS}
     if "first" in dense:
         kept.add(first)
     if "head" in dense and plan.head:
         kept.add(plan.head)
     if "depthwise" in dense:
-        kept |= {path for path, module in layers.items() if _is_depthwise(module)}
+        kept |= {path for path in paths if _is_depthwise(modules[path])}
     found = tuple(
-        Layer(f"{path}.weight" if path else "weight", _input_axis(m), tuple(m.weight.shape))
-        for path, m in layers.items()
+        Layer(f"{path}.{name}" if path else name, _input_axis(modules[path]), tuple(weight.shape))
+        for path, name, weight in weights
         if not any(path == other or path.startswith(f"{other}.") for other in kept)
     )
     if not found:
@@ -68,13 +70,22 @@ def prunable_layers(model: nn.Module, plan: GroupPlan, dense: tuple[str, ...]) -
     return found
 
 
-def _weighted(modules: dict[str, nn.Module]) -> Iterator[tuple[str, _ConvNd | nn.Linear]]:
-    """Layers by path; one that shares the weight of another is left to the first."""
+def _weights(modules: dict[str, nn.Module]) -> Iterator[tuple[str, str, nn.Parameter]]:
+    """Module path, name and weight of all layers; what several share is left to the first."""
     seen: set[int] = set()
     for path, module in modules.items():
-        if isinstance(module, _ConvNd | nn.Linear) and id(module.weight) not in seen:
-            seen.add(id(module.weight))
-            yield path, module
+        for name in _names(module):
+            weight = getattr(module, name)
+            if weight is not None and id(weight) not in seen:
+                seen.add(id(weight))
+                yield path, name, weight
+
+
+def _names(module: nn.Module) -> tuple[str, ...]:
+    if isinstance(module, _ConvNd | nn.Linear):
+        return ("weight",)
+    # torch's own attention has its first projections as bare parameters, together or apart.
+    return PROJECTIONS if isinstance(module, nn.MultiheadAttention) else ()
 
 
 def _is_depthwise(module: nn.Module) -> bool:

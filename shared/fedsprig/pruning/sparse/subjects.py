@@ -196,17 +196,16 @@ def unit_norms(parameters: Mapping[str, Tensor], plan: GroupPlan) -> dict[str, T
     """
     found = {}
     for group in plan.groups:
-        total: Tensor | float = 0.0
+        total = torch.zeros(group.units)
         count = 0
-        for item in group.axes:
-            if item.role != "out" or item.tensor not in plan.macs_per_weight:
-                continue
+        for item in plan.producers(group):
             weight = parameters[item.tensor]
             positions = torch.from_numpy(item.positions.astype("int64")).to(weight.device)
             lines = weight.index_select(item.axis, positions.flatten()).movedim(item.axis, 0)
             squares = lines.reshape(group.units, -1).square()
-            total, count = total + squares.sum(1), count + squares.shape[1]
-        mean = torch.as_tensor(total) / count
+            total = total.to(squares) + squares.sum(1)
+            count += squares.shape[1]
+        mean = total / max(1, count)
         some = mean > 0
         found[group.name] = torch.where(some, torch.where(some, mean, 1).sqrt(), 0)
     return found

@@ -169,9 +169,7 @@ def _sums(
     """Of every unit's weights: sums of absolute values, of values, of squares; how many."""
     sums = torch.zeros(3, group.units, dtype=torch.float64)
     count = 0
-    for item in group.axes:
-        if item.role != "out" or len(plan.shapes[item.tensor]) < 2:
-            continue
+    for item in plan.producers(group):
         weight = parameters.get(item.tensor)
         if weight is None or tuple(weight.shape) != plan.shapes[item.tensor]:
             raise PlanError(

@@ -1,6 +1,7 @@
 """Patterns: how tensors lie in rows, how much each loses, and which layers there are."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,10 +11,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 from fedsprig.errors import BudgetError, PlanError, TrainingError, UnknownNameError
-from fedsprig.graph import trace_groups
+from fedsprig.graph import GroupPlan, trace_groups
 from fedsprig.masks import WeightMask
 from fedsprig.models import build
 from fedsprig.pruning import PDP
+from fedsprig.pruning.aap.thresholds import group_shares
 from fedsprig.pruning.gates import gated
 from fedsprig.pruning.sparse import Pattern
 from fedsprig.pruning.sparse.course import Course, Ramping
@@ -21,6 +23,8 @@ from fedsprig.pruning.sparse.layers import WORDS, prunable_layers
 from fedsprig.pruning.sparse.shares import global_drops, most_dropped, needed_drops
 from fedsprig.pruning.sparse.soft import hard_mask
 from fedsprig.pruning.sparse.subjects import SingleWeights, WholeUnits, unit_norms
+from fedsprig.pruning.visual_prompt.hyper_network import weight_statistics
+from fedsprig.scoring.magnitude import score_magnitude
 
 seeds = st.integers(0, 2**32)
 
@@ -246,6 +250,32 @@ def test_masks_of_units_reach_vectors_as_constants():
     assert torch.autograd.grad(scale.sum(), [conv], allow_unused=True) == (None,)
     direct = masks["layer1.0.conv1"][0].detach()[:, None, None, None].expand_as(conv)
     assert not torch.allclose(torch.autograd.grad(weight.sum(), [conv])[0], direct)
+
+
+def test_a_group_without_weights_has_norms_of_zero():
+    model = build("cifar_resnet20", num_classes=3)
+    plan = trace_groups(model, torch.zeros(1, 3, 32, 32), name="r")
+    first, *rest = plan.groups
+    bare = replace(first, axes=tuple(item for item in first.axes if item.role != "out"))
+    plan = replace(plan, groups=(bare, *rest))
+    parameters = dict(model.named_parameters())
+    assert not unit_norms(parameters, plan)[first.name].any()
+    assert not weight_statistics(parameters, plan)[0].any()
+    assert not score_magnitude(model, plan).groups[first.name].any()
+    assert group_shares(plan, "parameters")[first.name] == 0
+    assert sum(bool(plan.producers(group)) for group in plan.groups) == len(rest)
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_projections_of_torchs_own_attention_are_layers(apart):
+    model = nn.Sequential(nn.Linear(8, 8), nn.MultiheadAttention(8, 2, kdim=4 if apart else 8))
+    plan = GroupPlan("attention", (1, 8), "", (), {}, {}, {}, {})
+    found = {layer.tensor: layer.axis for layer in prunable_layers(model, plan, ("first",))}
+    names = {n for n, value in model.named_parameters() if value.ndim > 1} - {"0.weight"}
+    assert found == dict.fromkeys(names, 1)
+    assert len(names) == (4 if apart else 2)
+    with pytest.raises(PlanError, match="nothing is left"):
+        prunable_layers(model, plan, ("0", "1"))
 
 
 def test_a_unit_of_zeros_has_a_gradient_that_is_a_number():
