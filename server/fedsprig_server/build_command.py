@@ -17,7 +17,7 @@ from fedsprig_server.base import Base
 from fedsprig_server.library import Entry, Library
 from fedsprig_server.library_build import LibraryTask
 from fedsprig_server.method_settings import configured
-from fedsprig_server.pruned_entries import PruningConfig, prune_into_library
+from fedsprig_server.pruned_entries import PrunedEntryConfig, prune_into_library
 
 CHECKPOINTS = "building"
 """Folder in the library's where unfinished tasks lie."""
@@ -58,7 +58,7 @@ def build(
     """
     if policy not in get_args(Policy):
         raise BudgetError(f"the policy is {policy!r:.40}: use {', '.join(get_args(Policy))}")
-    config = PruningConfig(
+    config = PrunedEntryConfig(
         pruner=configured(method, settings),
         policy=cast(Policy, policy),
         target=target,

@@ -34,7 +34,7 @@ from fedsprig_server.library_build import (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PruningConfig:
+class PrunedEntryConfig:
     """How a task becomes an entry.
 
     Attributes:
@@ -57,7 +57,7 @@ def prune_into_library(
     library: Library,
     base: Base,
     tasks: Sequence[LibraryTask],
-    config: PruningConfig,
+    config: PrunedEntryConfig,
     *,
     checkpoints: Path,
     progress: Progress = silent,
@@ -106,7 +106,7 @@ def prune_into_library(
     return entries
 
 
-def _job(base: Base, task: LibraryTask, config: PruningConfig) -> tuple[Job, ImageSet]:
+def _job(base: Base, task: LibraryTask, config: PrunedEntryConfig) -> tuple[Job, ImageSet]:
     """A task's job, and the pictures that it trains on."""
     seed = derive_seed(config.seed, "library", task.name)
     train, validation = hold_out(task.pictures, config.held_out, seed=seed)
@@ -128,7 +128,7 @@ def _job(base: Base, task: LibraryTask, config: PruningConfig) -> tuple[Job, Ima
 
 
 def _pruned(
-    base: Base, task: LibraryTask, config: PruningConfig, folder: Path, progress: Progress
+    base: Base, task: LibraryTask, config: PrunedEntryConfig, folder: Path, progress: Progress
 ) -> tuple[Product, ImageSet]:
     """The task's product, and the pictures that it was trained on."""
     job, train = _job(base, task, config)

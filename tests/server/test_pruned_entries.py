@@ -17,10 +17,10 @@ from fedsprig_server.base import Base
 from fedsprig_server.library import Library
 from fedsprig_server.library_build import LibraryTask
 from fedsprig_server.method_settings import configured, defaults, summaries
-from fedsprig_server.pruned_entries import PruningConfig, prune_into_library
+from fedsprig_server.pruned_entries import PrunedEntryConfig, prune_into_library
 
 FAST = TrainConfig(steps=2, batch_size=8, learning_rate=0.02)
-CONFIG = PruningConfig(
+CONFIG = PrunedEntryConfig(
     pruner=AAP(training=FAST, rounds=2, score_pictures=16), policy="latency", target="40%", seed=5
 )
 

@@ -33,7 +33,7 @@ _MAX_SIDE: Final = 1 << 14
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Form:
+class PredictorForm:
     """What the arrays of a predictor are to be.
 
     Attributes:
@@ -53,7 +53,7 @@ class Form:
     statistics: tuple[Statistic, ...]
 
     @classmethod
-    def parse(cls, data: bytes) -> Form:
+    def parse(cls, data: bytes) -> PredictorForm:
         """Read a form from JSON.
 
         Raises:
@@ -110,7 +110,7 @@ class MaskPredictor:
         form: its settings.
     """
 
-    def __init__(self, scorer: Scorer, form: Form) -> None:
+    def __init__(self, scorer: Scorer, form: PredictorForm) -> None:
         """Take a scorer as it is; it is not changed from here on."""
         self.form = form
         self._scorer = scorer.requires_grad_(False).cpu()
@@ -132,7 +132,7 @@ class MaskPredictor:
             statistics: what the hyper-network sees of weights.
         """
         channels, height, breadth = picture
-        form = Form(
+        form = PredictorForm(
             groups=tuple((group.name, group.units) for group in plan.groups),
             picture=(channels, height, breadth),
             width=scorer.hyper_network.width,
@@ -194,7 +194,7 @@ class MaskPredictor:
             raise ArtifactError("the arrays hold no mask predictor: take those of a PASS product")
         if len(settings) > _MAX_SETTINGS_BYTES:
             raise ArtifactError("the predictor's settings are too long: fetch it again")
-        form = Form.parse(settings.tobytes())
+        form = PredictorForm.parse(settings.tobytes())
         if form.groups != tuple((group.name, group.units) for group in plan.groups):
             raise PlanError("the predictor is of another plan: use the plan that it was made with")
         scorer = form.scorer()
