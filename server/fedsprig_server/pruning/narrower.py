@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from fedsprig.errors import InfeasibleBudgetError
 from fedsprig.graph import GroupPlan, shrink_plan
 from fedsprig.masks import Budget, Mask
+from fedsprig.masks.mask import Bools
 from fedsprig.pruning.aap.attention import Strengths
-from fedsprig.pruning.aap.thresholds import Bools, Weighting, crossing, falling_thresholds
+from fedsprig.pruning.aap.thresholds import Weighting, crossing, falling_thresholds
 from fedsprig.pruning.filling import filled
 from fedsprig.pruning.nesting import lifted
 from fedsprig_server.pruning.sizes import Sizes

@@ -49,7 +49,8 @@ from fedsprig.adapters.prototype_product import adapted
 from fedsprig.adapters.prototypes import change, merge
 from fedsprig.errors import AdapterError
 from fedsprig.masks.block_layers import takes_blocks
-from fedsprig.masks.blocks import BlockMask, Bools
+from fedsprig.masks.blocks import BlockMask
+from fedsprig.masks.mask import Bools
 from fedsprig.seeds import derive_seed
 
 

@@ -12,13 +12,11 @@ from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fedsprig.artifacts.container import Limits, pack, unpack
 from fedsprig.errors import ArtifactError, PlanError, TruncatedArtifactError
 from fedsprig.masks.block_layout import BlockLayout, Shape
-
-Bools = NDArray[np.bool_]
+from fedsprig.masks.mask import Bools
 
 _KIND: Final = "block mask"
 _VERSION: Final = "1"

@@ -15,6 +15,7 @@ from fedsprig.graph.plan import GroupPlan
 from fedsprig.masks.layout import Layout
 
 Bools = NDArray[np.bool_]
+"""One bool for each of several things; which True stands for, the name says."""
 
 MAGIC: Final = b"FSM1"
 _HEADER_BYTES: Final = len(MAGIC) + 8

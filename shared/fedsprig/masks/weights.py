@@ -15,17 +15,16 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fedsprig.artifacts.container import Limits, pack, unpack
 from fedsprig.artifacts.digest import digest
 from fedsprig.errors import ArtifactError, PlanError, TruncatedArtifactError
 from fedsprig.masks.costs import BYTES_PER_PARAMETER
+from fedsprig.masks.mask import Bools
 
 if TYPE_CHECKING:
     from torch import nn
 
-Bools = NDArray[np.bool_]
 Shape = tuple[int, ...]
 
 _KIND: Final = "weight mask"

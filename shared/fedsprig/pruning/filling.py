@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-Bools = NDArray[np.bool_]
+from fedsprig.masks.mask import Bools
 
 
 def filled(

@@ -19,8 +19,9 @@ from fedsprig.masks.weights import WeightMask
 from fedsprig.pruning.input_frame import INPUT_FRAME, add_to_input
 from fedsprig.pruning.job import Job
 
-_WEIGHT_MASK: Final = "weight_mask"
-_STATE: Final = "state:"
+WEIGHT_MASK: Final = "weight_mask"
+STATE: Final = "state:"
+"""Before the names of what else a method keeps, where it lies beside weights."""
 
 Progress = Callable[[str, int, int], None]
 """Told of the stage (``"round 3"``), the steps done in it and all its steps."""
@@ -78,9 +79,9 @@ class Product:
         Beside the weights by their state names: ``weight_mask``, the mask's bytes, and ``state:``
         and a name, what else the method keeps.
         """
-        arrays = dict(self.weights) | {_STATE + name: a for name, a in self.state.items()}
+        arrays = dict(self.weights) | {STATE + name: a for name, a in self.state.items()}
         if self.weight_mask is not None:
-            arrays[_WEIGHT_MASK] = np.frombuffer(self.weight_mask.to_bytes(), np.uint8)
+            arrays[WEIGHT_MASK] = np.frombuffer(self.weight_mask.to_bytes(), np.uint8)
         return pack(arrays, {"kind": "pruned weights", "mask": self.mask.digest})
 
 

@@ -20,6 +20,8 @@ UNITS: Final[dict[Policy, tuple[Unit, ...]]] = {
     "memory": ("bytes",),
     "latency": ("macs", "ms"),
 }
+_ROUNDING: Final = 1e-12
+"""Of the difference of two accuracies."""
 _FACTORS: Final = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}
 _NUMBER: Final = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<suffix>[A-Za-z%]*)")
 
@@ -70,6 +72,10 @@ class Target:
         if self.unit == "macs":
             return Budget(macs=math.floor(self.amount))
         return Budget(latency_ms=self.amount) if self.unit == "ms" else None
+
+    def allows(self, loss: float) -> bool:
+        """Whether a loss of accuracy, a share, is within that of the accuracy policy."""
+        return loss <= self.amount + _ROUNDING
 
     @classmethod
     def parse(cls, policy: Policy, text: str, plan: GroupPlan) -> Target:

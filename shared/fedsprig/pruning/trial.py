@@ -19,14 +19,12 @@ from fedsprig.pruning.filling import filled
 from fedsprig.pruning.job import Job, Labelled
 from fedsprig.pruning.journal import Checkpoint
 from fedsprig.pruning.network import Stage, train, trainable
-from fedsprig.pruning.product import Progress
+from fedsprig.pruning.product import STATE, WEIGHT_MASK, Progress
 from fedsprig.seeds import derive_seed
 from fedsprig.training import TrainConfig
 
 _SCORES: Final = "scores"
 _COMPARABLE: Final = "comparable"
-_WEIGHTS: Final = "weight_mask"
-_STATE: Final = "state:"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -53,22 +51,22 @@ class Found:
 
     def arrays(self) -> dict[str, Array]:
         """All of it but the metrics, for the journal."""
-        found = self.stage.arrays() | {_STATE + name: a for name, a in self.state.items()}
+        found = self.stage.arrays() | {STATE + name: a for name, a in self.state.items()}
         found[_COMPARABLE] = np.array(self.comparable)
         found[_SCORES] = np.frombuffer(self.scores.to_bytes(), np.uint8)
         if self.weight_mask is not None:
-            found[_WEIGHTS] = np.frombuffer(self.weight_mask.to_bytes(), np.uint8)
+            found[WEIGHT_MASK] = np.frombuffer(self.weight_mask.to_bytes(), np.uint8)
         return found
 
     @classmethod
     def restored(cls, job: Job, arrays: Mapping[str, Array], metrics: Mapping[str, float]) -> Found:
         """What :meth:`arrays` was of."""
-        weights = arrays.get(_WEIGHTS)
+        weights = arrays.get(WEIGHT_MASK)
         return cls(
             Stage.restored(job, arrays),
             ScoreSet.from_bytes(arrays[_SCORES].tobytes(), job.plan),
             None if weights is None else WeightMask.from_bytes(weights.tobytes(), job.plan.shapes),
-            {n.removeprefix(_STATE): a for n, a in arrays.items() if n.startswith(_STATE)},
+            {n.removeprefix(STATE): a for n, a in arrays.items() if n.startswith(STATE)},
             metrics,
             bool(arrays[_COMPARABLE]),
         )

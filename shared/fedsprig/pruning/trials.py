@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from fedsprig.pruning.sized import SizedPruner
 
 _WHOLE: Final = "whole"
-_ROUNDING: Final = 1e-12
 
 
 class Trials:
@@ -101,7 +100,7 @@ class Trials:
             self._judged({"share": share, "accepted": False}, {})
             return
         reached = accuracy(found.stage, job)
-        held = hard is not None or state["reference"] - reached <= job.target.amount + _ROUNDING
+        held = hard is not None or job.target.allows(state["reference"] - reached)
         line = {
             "share": share,
             "accepted": held,

@@ -11,11 +11,11 @@ import torch
 from fedsprig.errors import InfeasibleBudgetError
 from fedsprig.graph import materialize, shrink_plan
 from fedsprig.masks import Mask, plan_macs
+from fedsprig.masks.mask import Bools
 from fedsprig.pruning.aap.attention import Strengths, attention
 from fedsprig.pruning.aap.controller import Controller
 from fedsprig.pruning.aap.history import History
 from fedsprig.pruning.aap.thresholds import (
-    Bools,
     Weighting,
     crossing,
     crossing_threshold,
@@ -51,7 +51,6 @@ SMALLEST_STEP: Final = 1 / 64
 LITTLE: Final = 0.001
 """A round that takes less than this share of the whole network's size hardly changes it."""
 _REWIND: Final = "rewind"
-_ROUNDING: Final = 1e-12
 
 
 class Run:
@@ -222,8 +221,7 @@ class Run:
         state, number = self.state, controller.round
         target = self._job.target
         held = cut is not None and (
-            target.budget is not None
-            or state["reference"] - found["accuracy"] <= target.amount + _ROUNDING
+            target.budget is not None or target.allows(state["reference"] - found["accuracy"])
         )
         line = {
             "round": number,

@@ -18,13 +18,12 @@ from collections.abc import Callable, Mapping
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fedsprig.graph.plan import GroupPlan
+from fedsprig.masks.mask import Bools
 from fedsprig.pruning.aap.attention import Strengths
 
 Weighting = Literal["parameters", "macs"]
-Bools = NDArray[np.bool_]
 Fits = Callable[[dict[str, Bools]], bool]
 
 
