@@ -63,10 +63,9 @@ class SelectionConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PruningConfig:
-    """How networks go on shrinking while their cohort trains; docs/pruning.md, "Federated AAP".
+    """How networks go on shrinking while their cohort trains: docs/pruning.md, "Federated AAP".
 
     Attributes:
-        method: ``aap``.
         every: Rounds before the first cut, and between one and the next.
         cuts: How many there are; after the last one every device's limits hold.
         start: Size of the first networks over that of the limits, above 1, but never more than the
@@ -78,7 +77,6 @@ class PruningConfig:
         pictures: That a device measures attention on, at most.
     """
 
-    method: Literal["aap"] = "aap"
     every: int = 1
     cuts: int = 2
     start: float = 2.0
@@ -89,8 +87,6 @@ class PruningConfig:
 
     def __post_init__(self) -> None:
         """Check what the types cannot say."""
-        if self.method != "aap":
-            raise RunError(unknown("method of pruning", self.method, ("aap",)))
         if self.form not in get_args(Form):
             raise RunError(unknown("form of attention", self.form, get_args(Form)))
         weightings = (*get_args(Weighting), "budget")

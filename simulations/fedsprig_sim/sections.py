@@ -255,9 +255,8 @@ class SelectionSection(Section):
 
 
 class PruningSection(Section):
-    """Networks that go on shrinking while they train, by the attention of their units."""
+    """Networks that go on shrinking while they train, by the attention of their units (AAP)."""
 
-    method: Literal["aap"] = "aap"
     every: Annotated[int, Field(ge=1)] = 1
     """Rounds before the first cut, and between one and the next."""
     cuts: Annotated[int, Field(ge=1)] = 2

@@ -80,7 +80,6 @@ def test_sharing_between_widths_is_free_where_all_have_one_a():
         ({"cuts": 3}, {}, "use more rounds, or fewer cuts"),
         ({}, {"adapter": AdapterConfig(rank_rule="kept")}, "prune with 'layer'"),
         ({}, {"selection": SelectionConfig(round_to=4)}, "prune with 1"),
-        ({"method": "app"}, {}, "did you mean 'aap'"),
         ({"form": "maen"}, {}, "did you mean 'mean'"),
         ({"weighting": "mac"}, {}, "did you mean 'macs'"),
         ({"cuts": 0}, {}, "1 or more"),

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsprig.errors import InfeasibleBudgetError
+from fedsprig.errors import BudgetError, InfeasibleBudgetError
 from fedsprig.graph import GroupPlan
 from fedsprig.masks import Budget, Mask
 from fedsprig.masks.costs import BYTES_PER_PARAMETER, PlanCosts
@@ -59,11 +59,15 @@ class Sizes:
         Args:
             budget: The device's own limits.
             done: Cuts that are done: 0 for the first networks.
+
+        Raises:
+            BudgetError: A limit that networks cannot be held to.
         """
         left = 1 - done / self._pruning.cuts
+        whole = Mask.full(self.plan)
         wider: dict[str, Any] = {}
         for name, limit in budget.limits().items():
-            first = min(self._pruning.start * limit, self._whole(name))
+            first = min(self._pruning.start * limit, self._measured(name, whole))
             value = limit * max(1.0, first / limit) ** left
             wider[name] = value if isinstance(limit, float) else math.floor(value)
         return Budget(**wider)
@@ -102,7 +106,8 @@ class Sizes:
         """Refuse a budget that the smallest network does not meet, before anything is trained.
 
         Raises:
-            InfeasibleBudgetError: It is below that network.
+            InfeasibleBudgetError: It is below that network; says which limit, and by how much.
+            BudgetError: A limit that networks cannot be held to.
         """
         smallest = Mask(
             {
@@ -110,22 +115,27 @@ class Sizes:
                 for group in self.plan.groups
             }
         )
-        if not self.fits(smallest, [budget]):
-            size = self.of(smallest)
-            limits = ", ".join(f"{name} = {value:g}" for name, value in budget.limits().items())
-            raise InfeasibleBudgetError(
-                f"the smallest network needs {BYTES_PER_PARAMETER * size.parameters:,} "
-                f"weight_bytes and {size.macs:,} macs, the limits are {limits}: raise them, or "
-                "lower floor"
-            )
+        for name, limit in budget.limits().items():
+            needs = self._measured(name, smallest)
+            alone: dict[str, Any] = {name: limit}
+            if not self.fits(smallest, [Budget(**alone)]):
+                raise InfeasibleBudgetError(
+                    f"the smallest network needs {needs:,g} {name}, the limit is {limit:,g}: raise "
+                    "it, or lower floor"
+                )
 
-    def _whole(self, name: str) -> float:
-        """The whole base model's size where a budget has the limit of that name."""
-        whole = Mask.full(self.plan)
-        size = self.of(whole)
-        has: Mapping[str, float] = {
-            "weight_bytes": BYTES_PER_PARAMETER * size.parameters,
-            "macs": size.macs,
-            "units": 1.0,
+    def _measured(self, name: str, mask: Mask) -> float:
+        """A mask's network in what the limit of that name counts."""
+        size = self.of(mask)
+        counts: Mapping[str, Callable[[], float]] = {
+            "weight_bytes": lambda: BYTES_PER_PARAMETER * size.parameters,
+            "macs": lambda: size.macs,
+            "peak_bytes": lambda: self._base.peak_bytes(mask),
+            "units": lambda: size.units / self.plan.units,
         }
-        return has[name] if name in has else float(self._base.peak_bytes(whole))
+        if name not in counts:
+            raise BudgetError(
+                f"networks that go on shrinking cannot be held to {name}: limit "
+                f"{', '.join(counts)}, or leave [pruning] away"
+            )
+        return counts[name]()

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedsprig.errors import InfeasibleBudgetError
+from fedsprig.errors import BudgetError, InfeasibleBudgetError
 from fedsprig.graph import shrink_plan
 from fedsprig.masks import Budget, Mask, ScoreSet, plan_macs, plan_parameters
 from fedsprig.models.cifar_resnet import CifarResNet
@@ -171,9 +171,15 @@ def test_a_limit_that_no_network_meets_is_an_error(base, sizes):
     order = falls(base, drawn(base.plan, np.random.default_rng(0)), full)
     with pytest.raises(InfeasibleBudgetError, match="lower floor"):
         narrow([Width(full, Budget(macs=1))], order, sizes)
-    with pytest.raises(InfeasibleBudgetError, match=r"smallest network needs .* macs = 1: raise"):
-        sizes.check(Budget(macs=1))
+    with pytest.raises(InfeasibleBudgetError, match=r"needs [\d,]+ macs, the limit is 1: raise it"):
+        sizes.check(Budget(weight_bytes=sizes.of(full).parameters * 4, macs=1))
     sizes.check(Budget(macs=sizes.of(full).macs // 10))
+
+
+def test_a_limit_that_shrinking_networks_cannot_be_held_to_is_refused(sizes):
+    for ask in (sizes.check, lambda budget: sizes.limits(budget, 0)):
+        with pytest.raises(BudgetError, match="cannot be held to latency_ms: limit weight_bytes"):
+            ask(Budget(latency_ms=5.0))
 
 
 def test_peak_bytes_are_measured_and_held(base, sizes):
