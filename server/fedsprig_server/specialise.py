@@ -233,15 +233,15 @@ class Specialisation:
         if self._sizes is None or self._config.pruning is None or arm.scores is None:
             return None
         return Shrinking(
-            self._here,
-            self._pictures,
-            self._base,
-            self._library,
-            self._config,
-            self._config.pruning,
-            self._sizes,
-            adapter,
-            self._num_classes,
+            here=self._here,
+            pictures=self._pictures,
+            base=self._base,
+            library=self._library,
+            config=self._config,
+            pruning=self._config.pruning,
+            sizes=self._sizes,
+            adapter=adapter,
+            num_classes=self._num_classes,
         )
 
     def _install(

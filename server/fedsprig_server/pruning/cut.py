@@ -36,7 +36,7 @@ from fedsprig_server.replies import read_attention, read_cut
 from fedsprig_server.scheduler import Answer, Ask
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Shrinking:
     """The cuts of one arm.
 

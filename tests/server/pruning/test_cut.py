@@ -64,15 +64,15 @@ def cohort(base, library, limits, masks, pictures):
     }
     sizes = Sizes(base, pruning, SelectionConfig(), num_classes=3)
     shrinking = Shrinking(
-        here,
-        {n: float(p) for n, p in pictures.items()},
-        base,
-        library,
-        config,
-        pruning,
-        sizes,
-        ADAPTER,
-        3,
+        here=here,
+        pictures={n: float(p) for n, p in pictures.items()},
+        base=base,
+        library=library,
+        config=config,
+        pruning=pruning,
+        sizes=sizes,
+        adapter=ADAPTER,
+        num_classes=3,
     )
     state = {"masks": {name: library.blobs.put(m.to_bytes()) for name, m in masks.items()}}
     run = Run("t.one_shot", "training", 1, {"limits": limits}, state)

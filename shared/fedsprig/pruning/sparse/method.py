@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass, fields
+from typing import Final
 
 from torch import Tensor
 
@@ -19,6 +20,8 @@ from fedsprig.pruning.sparse.subjects import SingleWeights, Subject, WholeUnits
 from fedsprig.pruning.trial import Found, Trial
 from fedsprig.training import TrainConfig
 
+CAP: Final = 0.98
+
 
 @dataclass(frozen=True, kw_only=True)
 class SparsePruner(SizedPruner):
@@ -27,7 +30,8 @@ class SparsePruner(SizedPruner):
     Attributes:
         pattern: ``"channels"`` (whole units, for every policy), ``"unstructured"`` or ``"N:M"``, as
             in ``"2:4"`` (single weights: fewer bytes, no fewer multiply-accumulates).
-        ramp: how the ratio grows in between: ``"linear"`` or ``"cubic"``.
+        ramp: how the ratio grows in between: ``"linear"`` (PDP's) or ``"cubic"``, which reaches
+            high ratios sooner.
         start: share of the training's steps that are dense (the paper: 16 of 100 epochs).
         full: share of them after which the ratio is that of the end (the paper: 16 + 67 of 100,
             which leaves 17 epochs; of few epochs, half must be left to recover in).
@@ -47,19 +51,22 @@ class SparsePruner(SizedPruner):
     start: float = 0.16
     full: float = 0.5
     dense: tuple[str, ...] = WORDS
-    cap: float = 0.98
+    cap: float = CAP
     finish_epochs: int = 0
     finish_rate: float = 0.1
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        single = Pattern.parse(self.pattern).single
+        pattern = Pattern.parse(self.pattern)
+        single = pattern.single
         if not single and self.dense != WORDS:
             raise BudgetError("dense= is of single weights: with pattern=channels use protect=")
         if single and self.protect:
             raise BudgetError(f"protect= is of units: with pattern={self.pattern} use dense=")
         if not 0 < self.cap < 1:
             raise BudgetError(f"cap is a share of a tensor between 0 and 1, not {self.cap}")
+        if pattern.kind != "unstructured" and self.cap != CAP:
+            raise BudgetError(f"cap= is of pattern=unstructured, not of {self.pattern}")
         if self.finish_epochs < 0 or not 0 < self.finish_rate <= 1:
             raise BudgetError(
                 f"finish_epochs is {self.finish_epochs} and finish_rate {self.finish_rate}: choose "

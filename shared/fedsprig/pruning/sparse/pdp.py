@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from fedsprig.errors import BudgetError
-from fedsprig.pruning.sparse.course import Ramp
 from fedsprig.pruning.sparse.method import SparsePruner
 from fedsprig.pruning.sparse.soft import Softness, soft_mask
 
@@ -21,7 +20,6 @@ class PDP(SparsePruner):
     """Mask softly while training, more and more, all weights learning to the end (PDP).
 
     Attributes:
-        ramp: linear, as published; a cubic one reaches high ratios sooner.
         kappa: how soft: tau as a share of the mean distance from t^2.
         tau: the paper's fixed tau instead (0.0001); ``None`` for kappa's.
         hardening: what tau is multiplied by on the way from ``full`` to the end, geometrically; 1
@@ -31,7 +29,6 @@ class PDP(SparsePruner):
         BudgetError: a setting out of its range.
     """
 
-    ramp: Ramp = "linear"
     kappa: float = 0.05
     tau: float | None = None
     hardening: float = 0.001

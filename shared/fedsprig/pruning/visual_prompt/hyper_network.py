@@ -94,7 +94,7 @@ class HyperNetwork(nn.Module):
             code: of the prompt, ``[2 d]``: the state that the recurrence begins with.
         """
         state = code[None].tensor_split(2, 1)
-        previous = code.new_ones(1)  # nothing lies before the first group: all of it is kept
+        previous = code.new_ones(self.bins)  # nothing lies before the first group: all is kept
         scores: list[Tensor] = []
         for number, (standard, relative) in enumerate(
             zip(

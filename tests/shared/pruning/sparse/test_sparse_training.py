@@ -326,6 +326,8 @@ def test_a_run_stopped_in_every_epoch_ends_as_one_that_was_not(
         ({"dense": ("first",)}, BudgetError),
         ({"pattern": "2:4", "protect": ("stream",)}, BudgetError),
         ({"cap": 1.0}, BudgetError),
+        ({"cap": 0.9}, BudgetError),
+        ({"cap": 0.9, "pattern": "2:4"}, BudgetError),
         ({"finish_epochs": -1}, BudgetError),
         ({"finish_rate": 0.0}, BudgetError),
         ({"start": 0.9}, TrainingError),
