@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,6 +23,8 @@ from fedsprig.errors import ArtifactError, DigestMismatchError, RunError
 FORMAT: Final = "fedsprig-pruning/2"
 _FILE: Final = "state.json"
 _PART: Final = "part-"
+_HALF: Final = re.compile(r"\.(state\.json|.+\.safetensors)\.[0-9a-f]{16}")
+"""What :func:`fedsprig.artifacts.files.write_bytes` calls a file that is not whole yet."""
 _MAX_STATE_BYTES: Final = 64 << 20
 _MAX_NETWORK_BYTES: Final = 8 << 30
 
@@ -78,7 +81,10 @@ class Journal:
         self._parts: dict[str, dict[str, Any]] = {}
         self._given: set[str] = set()
         self.state: dict[str, Any] | None = None
-        if folder is None or not (folder / _FILE).exists():
+        if folder is None:
+            return
+        if not (folder / _FILE).exists():
+            _sweep(folder)
             return
         try:
             found = json.loads(read_bytes(folder / _FILE, max_bytes=_MAX_STATE_BYTES))
@@ -95,6 +101,7 @@ class Journal:
                 f"{folder} holds the checkpoint of another run: give another folder, or the "
                 "network, pictures, target, seed and settings that it was begun with"
             )
+        _sweep(folder)
 
     def write(
         self,
@@ -195,3 +202,11 @@ class Journal:
         if self._folder is None:
             raise ArtifactError("the checkpoint has no folder")
         return self._folder / f"{name}.safetensors"
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what a kill left half written."""
+    for path in folder.glob(".*"):
+        if _HALF.fullmatch(path.name):
+            with contextlib.suppress(OSError):
+                path.unlink()

@@ -79,6 +79,17 @@ def test_a_kill_while_a_part_is_written_leaves_the_one_before(tmp_path, monkeypa
     assert len(list(tmp_path.iterdir())) == 2
 
 
+def test_what_a_kill_left_half_written_is_removed(tmp_path):
+    half = [f".part-1.safetensors.{'0a' * 8}", f".state.json.{'b1' * 8}"]
+    kept = [".hidden", ".notes.safetensors", "product"]
+    for _ in range(2):  # before there is a state, and after
+        for name in (*half, *kept):
+            (tmp_path / name).write_bytes(b"")
+        journal = Journal(tmp_path, "one")
+        assert {path.name for path in tmp_path.iterdir()} - {"state.json"} == set(kept)
+        journal.write({}, add={}, keep=frozenset())
+
+
 def test_what_does_not_belong_is_refused(tmp_path):
     Journal(tmp_path, "one").write({"n": 1}, add={"a": ONE}, keep=frozenset({"a"}))
     with pytest.raises(RunError, match="another run"):
