@@ -6,16 +6,19 @@ import json
 import math
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Final, Literal, get_args
 
 from fedsprig.adapters import ADAPTERS
 from fedsprig.errors import RunError
-from fedsprig.pruning.aap.attention import Form
 from fedsprig.pruning.aap.thresholds import Weighting
+from fedsprig.scoring.attention import MAX_POWER, Form
 from fedsprig.spelling import lookup, unknown
 from fedsprig.subnetwork import AdapterConfig
 from fedsprig_server.aggregation import AGGREGATIONS
 from fedsprig_server.arms import ARMS
+
+MAX_PICTURES: Final = 10_000_000
+"""That attention is measured on, on one device."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,9 +97,12 @@ class PruningConfig:
             raise RunError(unknown("weighting", self.weighting, weightings))
         if min(self.every, self.cuts, self.pictures) < 1:
             raise RunError("pruning: every, cuts and pictures are 1 or more")
-        if not (1 < self.start < math.inf and 0 < self.power < math.inf):
+        if self.pictures > MAX_PICTURES:
+            raise RunError(f"pruning: pictures is {self.pictures}: choose up to {MAX_PICTURES:,}")
+        if not (1 < self.start < math.inf and 0 < self.power <= MAX_POWER):
             raise RunError(
-                f"pruning: start is above 1, not {self.start}, and power above 0, not {self.power}"
+                f"pruning: start is above 1, not {self.start}, and power above 0 "
+                f"and up to {MAX_POWER:g}, not {self.power}"
             )
 
     def due(self, number: int) -> bool:

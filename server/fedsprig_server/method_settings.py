@@ -6,12 +6,15 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import fields, is_dataclass, replace
 from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Final, Literal, Union, get_args, get_origin, get_type_hints
 
 from fedsprig.errors import BudgetError, UnknownNameError
 from fedsprig.pruning import PRUNERS, OneShot, Pruner
 from fedsprig.scoring import SCORERS
 from fedsprig.spelling import lookup, unknown
+
+FIXED: Final = ("criterion", "options", "label")
+"""What makes a method in one shot the one that it is called."""
 
 
 def summaries() -> dict[str, str]:
@@ -61,12 +64,12 @@ def _first_line(documented: Any) -> str:
 def _written(settings: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
     for field in fields(settings):
         value = getattr(settings, field.name)
+        if field.name in FIXED:
+            continue
         if is_dataclass(value):
             yield from _written(value, f"{prefix}{field.name}.")
         elif isinstance(value, tuple):
-            # Pairs, an option of a criterion say, cannot be written.
-            if all(isinstance(part, str | int) for part in value):
-                yield prefix + field.name, ",".join(map(str, value))
+            yield prefix + field.name, ",".join(map(str, value))
         elif isinstance(value, bool) or value is None:
             yield prefix + field.name, str(value).lower()
         else:
@@ -84,9 +87,12 @@ def _changed(settings: Any, options: Mapping[str, str], owner: str) -> Any:
         if name not in names:
             raise UnknownNameError(unknown(f"setting of {owner}", name, names))
         before = getattr(settings, name)
-        if is_dataclass(before):
+        if is_dataclass(before) and rest:
             inner.setdefault(name, {})[rest] = text
             continue
+        if rest or is_dataclass(before) or name in FIXED:
+            names = [key for key, _ in _written(settings)]
+            raise UnknownNameError(unknown(f"setting of {owner}", key, names))
         try:
             changes[name] = _read(kinds[name], text)
         except ValueError:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from fedsprig.errors import LibraryError
 from fedsprig.pruning import (
     Job,
     Labelled,
@@ -24,6 +26,7 @@ from fedsprig.seeds import derive_seed
 from fedsprig.training import ImageSet, hold_out, require_classes
 from fedsprig_server.base import Base
 from fedsprig_server.library import Entry, Library
+from fedsprig_server.library.records import check_name
 from fedsprig_server.library_build import (
     LibraryTask,
     base_record,
@@ -82,14 +85,18 @@ def prune_into_library(
         TooFewClassesError: A task with fewer than two classes.
         BudgetError: A target that cannot be read.
         InfeasibleBudgetError: A target that cannot be met.
+        LibraryError: A task's name is taken by an entry that was made otherwise, or is no name.
         RunError: The checkpoint of a task was begun with other settings or pictures.
     """
     present = {entry.name: entry for entry in library.entries(base.digest)}
     for task in tasks:
+        check_name(task.name, "the task's name")
         require_classes(task.pictures)
-        if task.name not in present:
-            # Made again when its turn comes: the pictures of all tasks at once may not fit.
-            config.pruner.check(_job(base, task, config)[0])
+        # Made again when its turn comes: the pictures of all tasks at once may not fit.
+        job, train = _job(base, task, config)
+        config.pruner.check(job)
+        if task.name in present:
+            _require_same(present[task.name], config.pruner, _lineage(config.pruner, job, train))
     record = base_record(library, base, tasks, config.seed)
     entries = []
     for task in tasks:
@@ -125,6 +132,34 @@ def _job(base: Base, task: LibraryTask, config: PrunedEntryConfig) -> tuple[Job,
         latency_ms=MeasuredLatency(model, plan) if target.unit == "ms" else None,
     )
     return job, train
+
+
+def _lineage(pruner: Pruner, job: Job, train: ImageSet) -> dict[str, Any]:
+    """What an entry says of how it was made, as far as that is known before."""
+    found: dict[str, Any] = json.loads(
+        json.dumps(
+            {
+                **asdict(pruner),  # type: ignore[call-overload]
+                "pictures": len(train),
+                "classes": list(train.classes),
+                "target": asdict(job.target),
+                "seed": job.seed,
+            }
+        )
+    )
+    return found
+
+
+def _require_same(entry: Entry, pruner: Pruner, wanted: Mapping[str, Any]) -> None:
+    """Refuse to take an entry for one that would have been made in another way."""
+    other = [name for name, value in wanted.items() if entry.lineage.get(name) != value]
+    if entry.method != pruner.name:
+        other = ["method"]  # whose settings are others, of course
+    if other:
+        raise LibraryError(
+            f"{entry.name!r} is in the library already, made with another {' and '.join(other)}: "
+            "give the task another name, or take another library"
+        )
 
 
 def _pruned(

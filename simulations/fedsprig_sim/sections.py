@@ -267,9 +267,9 @@ class PruningSection(Section):
     weighting: Literal["budget", "parameters", "macs"] = "budget"
     """Layers are pruned by their share of parameters or of multiply-accumulates. ``budget``: the
     latter where a budget limits those."""
-    power: Annotated[float, Field(gt=0)] = 1.0
+    power: Annotated[float, Field(gt=0, le=16)] = 1.0
     """Of the magnitudes that are summed up."""
     form: Literal["mean", "sum", "max"] = "mean"
     """How the pixels of a unit's map are taken together."""
-    pictures: Annotated[int, Field(ge=1)] = 1024
+    pictures: Annotated[int, Field(ge=1, le=10_000_000)] = 1024
     """That a device measures on, at most."""

@@ -186,6 +186,17 @@ def _checked_rules(plan: GroupPlan, floor: float, round_to: int, protect: Collec
         raise BudgetError(f"floor is a ratio of units between 0 and 1, not {floor}")
     if round_to < 1:
         raise BudgetError(f"round_to is a whole number of channels from 1 up, not {round_to}")
+    check_protected(protect, plan)
+    return Rules(floor, round_to, frozenset(protect), plan.macs_per_weight)
+
+
+def check_protected(protect: Collection[str], plan: GroupPlan) -> None:
+    """Refuse what is to stay whole and is not there.
+
+    Raises:
+        BudgetError: one text in the place of a collection.
+        PlanError: neither a kind nor a group of the plan.
+    """
     if isinstance(protect, str):
         raise BudgetError(f"protect is a collection of names: write ({protect!r},)")
     for name in protect:
@@ -194,4 +205,3 @@ def _checked_rules(plan: GroupPlan, floor: float, round_to: int, protect: Collec
                 plan.group(name)
             except PlanError as error:
                 raise PlanError(f"cannot protect {name}: {error}") from None
-    return Rules(floor, round_to, frozenset(protect), plan.macs_per_weight)

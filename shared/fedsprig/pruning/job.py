@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -25,8 +27,11 @@ from fedsprig.graph.plan import GroupPlan
 from fedsprig.masks import Mask, PlanCosts
 from fedsprig.masks.costs import BYTES_PER_PARAMETER
 from fedsprig.masks.order import Rules
+from fedsprig.masks.solver import check_protected
 from fedsprig.masks.weights import WeightMask
 from fedsprig.pruning.target import Target
+
+_CHECKED_AT_ONCE: Final = 1024
 
 
 class Labelled(NamedTuple):
@@ -77,9 +82,11 @@ class Job:
         if weight is not None:
             object.__setattr__(self, "plan", self.plan.with_num_classes(len(weight)))
         object.__setattr__(self, "_costs", PlanCosts(self.plan))
+        if self.latency_ms is not None:
+            object.__setattr__(self, "latency_ms", _milliseconds(self.latency_ms))
         classes = None if weight is None else len(weight)
-        _check(self.train, "training", classes)
-        _check(self.validation, "validation", classes)
+        for pictures, what in ((self.train, "training"), (self.validation, "validation")):
+            _check(pictures, what, classes, self.plan.input_shape[1:])
         if bool((self.train.labels == self.train.labels[0]).all()):
             raise TooFewClassesError(
                 "the training pictures are of one class: give pictures of at least 2 classes"
@@ -120,6 +127,7 @@ class Job:
         """
         if not 0 <= floor < 1:
             raise BudgetError(f"floor is a share of units from 0 to below 1, not {floor}")
+        check_protected(protect, self.plan)
         if self.target.budget is None:
             return
         least = least_units(self.plan, floor, protect)
@@ -155,8 +163,33 @@ def least_units(plan: GroupPlan, floor: float, protect: Collection[str] = ()) ->
     return {group.name: rules.least(group) for group in plan.groups}
 
 
-def _check(pictures: Labelled, what: str, classes: int | None) -> None:
+def _milliseconds(measure: Callable[[Mask], float]) -> Callable[[Mask], float]:
+    """A measuring function whose answers are checked numbers."""
+
+    def measured(mask: Mask) -> float:
+        found = measure(mask)
+        try:
+            time = float(found)
+        except (TypeError, ValueError):
+            time = math.nan
+        if not 0 <= time < math.inf:
+            raise BudgetError(
+                f"latency_ms says {found!r:.40} of a mask: return milliseconds, 0 or more"
+            )
+        return time
+
+    return measured
+
+
+def _check(pictures: Labelled, what: str, classes: int | None, shape: tuple[int, ...]) -> None:
     images, labels = pictures
+    if images.dtype != torch.float32 or images.shape[1:] != shape:
+        raise DataError(
+            f"{what} pictures are {images.dtype} {list(images.shape)}: pass float32 "
+            f"{['n', *shape]}, or a plan that was traced for theirs"
+        )
+    if not all(bool(torch.isfinite(part).all()) for part in torch.split(images, _CHECKED_AT_ONCE)):
+        raise DataError(f"some of the {what} pictures are not finite: look for NaN or infinity")
     if not len(images) or labels.shape != images.shape[:1]:
         raise DataError(
             f"{len(images)} {what} pictures with labels {list(labels.shape)}: "

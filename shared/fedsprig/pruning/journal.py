@@ -20,7 +20,7 @@ from fedsprig.artifacts.digest import digest
 from fedsprig.artifacts.files import read_bytes, write_bytes
 from fedsprig.errors import ArtifactError, DigestMismatchError, RunError
 
-FORMAT: Final = "fedsprig-pruning/2"
+FORMAT: Final = "fedsprig-pruning/3"
 _FILE: Final = "state.json"
 _PART: Final = "part-"
 _HALF: Final = re.compile(r"\.(state\.json|.+\.safetensors)\.[0-9a-f]{16}")
@@ -90,6 +90,8 @@ class Journal:
             found = json.loads(read_bytes(folder / _FILE, max_bytes=_MAX_STATE_BYTES))
             kind, owner = found["format"], found["run"]
             if (kind, owner) == (FORMAT, run):
+                if found.pop("digest") != _digest_of(found):
+                    raise ValueError("the state is not what was written")
                 self.state, self._networks = found["state"], found["networks"]
                 self._parts = found["parts"]
         except (ValueError, TypeError, KeyError, RecursionError) as error:
@@ -98,8 +100,8 @@ class Journal:
             ) from error
         if (kind, owner) != (FORMAT, run):
             raise RunError(
-                f"{folder} holds the checkpoint of another run: give another folder, or the "
-                "network, pictures, target, seed and settings that it was begun with"
+                f"{folder} holds the checkpoint of another run: remove it to begin anew, or give "
+                "the network, pictures, target, seed and settings that it was begun with"
             )
         _sweep(folder)
 
@@ -173,6 +175,7 @@ class Journal:
                 "parts": self._parts,
                 "state": self.state,
             }
+            whole["digest"] = _digest_of(whole)
             write_bytes(self._folder / _FILE, (json.dumps(whole, indent=1) + "\n").encode())
         for name in dropped:
             self._memory.pop(name, None)
@@ -190,6 +193,10 @@ class Journal:
             raise ArtifactError(f"the checkpoint names no network {name}: begin anew")
         if self._folder is None:
             data = self._memory[name]
+        elif not self._path(name).is_file():
+            raise ArtifactError(
+                f"network {name} of the checkpoint is gone: remove {self._folder} to begin anew"
+            )
         else:
             data = read_bytes(self._path(name), max_bytes=_MAX_NETWORK_BYTES)
         if digest(data) != self._networks[name]:
@@ -202,6 +209,11 @@ class Journal:
         if self._folder is None:
             raise ArtifactError("the checkpoint has no folder")
         return self._folder / f"{name}.safetensors"
+
+
+def _digest_of(whole: Mapping[str, Any]) -> str:
+    """SHA-256 (hex) of all that a state file says; a file that was changed says something else."""
+    return digest(json.dumps(whole, sort_keys=True).encode())
 
 
 def _sweep(folder: Path) -> None:

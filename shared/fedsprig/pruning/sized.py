@@ -46,6 +46,8 @@ class SizedPruner(ABC):
     def __post_init__(self) -> None:
         if self.trials < 1 or self.score_pictures < 1:
             raise BudgetError("trials and score_pictures are 1 or more")
+        if not 0 <= self.floor < 1:
+            raise BudgetError(f"floor is a share of units from 0 to below 1, not {self.floor}")
 
     @property
     @abstractmethod

@@ -23,7 +23,7 @@ UNITS: Final[dict[Policy, tuple[Unit, ...]]] = {
 _ROUNDING: Final = 1e-12
 """Of the difference of two accuracies."""
 _FACTORS: Final = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}
-_NUMBER: Final = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<suffix>[A-Za-z%]*)")
+_NUMBER: Final = re.compile(r"(?P<number>[0-9]{1,15}(?:\.[0-9]{1,15})?)\s*(?P<suffix>[A-Za-z%]*)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,8 @@ class Target:
             BudgetError: a text that is none of these.
         """
         found = _NUMBER.fullmatch(text.strip())
-        number, suffix = (float(found["number"]), found["suffix"]) if found else (math.nan, "")
+        # What is no number at all is of no policy either.
+        number, suffix = (float(found["number"]), found["suffix"]) if found else (math.nan, "?")
         if policy == "accuracy" and suffix in ("", "%"):
             return cls(policy, number / 100 if suffix else number, "loss")
         costs = PlanCosts(plan)

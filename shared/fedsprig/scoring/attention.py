@@ -17,7 +17,7 @@ batched.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal
+from typing import Final, Literal
 
 import numpy as np
 import torch
@@ -29,6 +29,8 @@ from fedsprig.graph.plan import Group, GroupPlan, Tap
 from fedsprig.masks.scores import ScoreSet
 from fedsprig.scoring.taps import owners, per_picture, visiting
 
+MAX_POWER: Final = 16.0
+"""Activations to higher powers leave the range of float32."""
 Form = Literal["mean", "sum", "max"]
 Strengths = dict[str, NDArray[np.float64]]
 """Group name -> attention ``[units]``."""

@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from fedsprig.errors import BudgetError, TrainingError
-from fedsprig.pruning.aap.attention import Form
 from fedsprig.pruning.aap.run import Run
 from fedsprig.pruning.aap.thresholds import Weighting
 from fedsprig.pruning.job import Job
 from fedsprig.pruning.journal import Journal
 from fedsprig.pruning.product import Product, Progress, silent
 from fedsprig.pruning.rewinding import part
+from fedsprig.scoring.attention import MAX_POWER, Form
 from fedsprig.training import TrainConfig
 
 Rewind = Literal["rate", "weights"]
@@ -84,10 +84,12 @@ class AAP:
             raise BudgetError("rounds, patience and score_pictures are 1 or more")
         if not (0 < self.first_share < 1 and 0 < self.most_share <= 1):
             raise BudgetError("first_share and most_share are shares above 0")
-        if self.step is not None and not self.step > 0:
-            raise BudgetError(f"a step is above 0, not {self.step}")
-        if not self.power > 0:
-            raise BudgetError(f"the power is above 0, not {self.power}")
+        if self.step is not None and not 1e-9 <= self.step <= 1e9:
+            raise BudgetError(f"a step lies between 1e-9 and 1e9, not at {self.step}")
+        if not 0 <= self.floor < 1:
+            raise BudgetError(f"floor is a share of units from 0 to below 1, not {self.floor}")
+        if not 0 < self.power <= MAX_POWER:
+            raise BudgetError(f"the power is above 0 and up to {MAX_POWER:g}, not {self.power}")
         for name, kinds in (("form", Form), ("weighting", Weighting), ("rewind", Rewind)):
             value = getattr(self, name)
             if value not in get_args(kinds) and not (name == "weighting" and value is None):

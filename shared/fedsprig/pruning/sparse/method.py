@@ -73,6 +73,7 @@ class SparsePruner(SizedPruner):
                 "0 epochs or more, and a rate above 0 and up to 1"
             )
         self.ramping()
+        self.finishing()
 
     def ramping(self) -> Ramping:
         """How the ratio grows."""

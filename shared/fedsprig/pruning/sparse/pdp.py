@@ -37,7 +37,8 @@ class PDP(SparsePruner):
         super().__post_init__()
         if not 0 < self.hardening <= 1:
             raise BudgetError(f"hardening is a factor above 0 and up to 1, not {self.hardening}")
-        self._softness(1)
+        for factor in (1, self.hardening):
+            self._softness(factor)
 
     @property
     def name(self) -> str:

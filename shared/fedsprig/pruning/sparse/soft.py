@@ -27,6 +27,8 @@ SOFT: Final = (0.05, 0.95)
 """A mask between them is soft: its weight is neither kept nor dropped."""
 _LIMIT: Final = 40.0
 """Where the sigmoid is 1 in float32; beyond it, squares could overflow and gradients be NaN."""
+LEAST: Final = 1e-12
+"""Of kappa and tau: less would leave the range of float32 where it divides."""
 _CLOSEST: Final = 1e-3
 """Of the mean distance, as a share of t^2; equal values would have an endless gradient."""
 
@@ -51,10 +53,11 @@ class Softness:
     tau: float | None = None
 
     def __post_init__(self) -> None:
-        if not 0 < self.kappa <= 1 or (self.tau is not None and not 0 < self.tau < float("inf")):
+        small = self.tau is not None and not LEAST <= self.tau < float("inf")
+        if not LEAST <= self.kappa <= 1 or small:
             raise BudgetError(
-                f"kappa is {self.kappa} and tau {self.tau}: choose kappa above 0 and up to 1, and "
-                "tau above 0 or none"
+                f"kappa is {self.kappa} and tau {self.tau}, with their hardening: choose kappa "
+                f"from {LEAST:g} to 1, and tau from {LEAST:g} up or none"
             )
 
 

@@ -24,7 +24,7 @@ from fedsprig.pruning.network import Stage, accuracy
 from fedsprig.pruning.sized import SizedPruner
 from fedsprig.pruning.trial import Found, Trial
 from fedsprig.pruning.visual_prompt.hyper_network import Statistic, weight_statistics
-from fedsprig.pruning.visual_prompt.predictor import MaskPredictor
+from fedsprig.pruning.visual_prompt.predictor import MAX_WIDTH, MaskPredictor
 from fedsprig.pruning.visual_prompt.prompt import Prompt
 from fedsprig.pruning.visual_prompt.search import SEARCH, PromptKind, Scorer, Search, SearchCourse
 from fedsprig.pruning.visual_prompt.selection import Selection
@@ -78,8 +78,10 @@ class PASS(SizedPruner):
                 f"statistics is {self.statistics!r:.60}: use some of "
                 f"{', '.join(get_args(Statistic))}"
             )
-        if self.width < 1 or (self.border is not None and self.border < 1):
-            raise BudgetError("width and border are 1 or more")
+        if len(set(self.statistics)) < len(self.statistics):
+            raise BudgetError(f"statistics names one twice: {', '.join(self.statistics)}")
+        if not 1 <= self.width <= MAX_WIDTH or (self.border is not None and self.border < 1):
+            raise BudgetError(f"width is 1 to {MAX_WIDTH}, and border 1 or more")
         if self.keep_prompt and self.prompt == "none":
             raise BudgetError("keep_prompt=true needs a prompt: set prompt=learned or fixed")
 

@@ -28,7 +28,7 @@ _SETTINGS: Final = "predictor:settings"
 _VALUE: Final = "predictor:"
 _LIMITS: Final = Limits(total_bytes=1 << 30)
 _MAX_SETTINGS_BYTES: Final = 8 << 20
-_MAX_WIDTH: Final = 1 << 12
+MAX_WIDTH: Final = 1 << 12
 _MAX_SIDE: Final = 1 << 14
 
 
@@ -80,7 +80,7 @@ class PredictorForm:
             all(type(size) is int and 0 < size <= _MAX_SIDE for size in sides)
             and all(type(name) is str for name, _ in self.groups)
             and len(self.picture) == 3
-            and self.width <= _MAX_WIDTH
+            and self.width <= MAX_WIDTH
             and type(self.recurrent) is type(self.prompted) is bool
             and 0 < len(self.statistics) <= len(get_args(Statistic))
             and set(self.statistics) <= set(get_args(Statistic))
