@@ -8,7 +8,13 @@ import pytest
 
 from fedsprig.artifacts.container import unpack
 from fedsprig.cli import run
-from fedsprig.errors import BudgetError, InfeasibleBudgetError, TooFewClassesError, UnknownNameError
+from fedsprig.errors import (
+    BudgetError,
+    InfeasibleBudgetError,
+    LibraryError,
+    TooFewClassesError,
+    UnknownNameError,
+)
 from fedsprig.masks import Mask, ScoreSet, plan_macs, plan_parameters
 from fedsprig.pruning import AAP, PRUNERS, OneShot
 from fedsprig.pruning.job import least_units
@@ -122,6 +128,24 @@ def test_refusals_leave_the_library_as_it_was(base, tmp_path):
     ]
 
 
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"target": "30%"}, "target"),
+        ({"seed": 6}, "seed"),
+        ({"pruner": replace(CONFIG.pruner, rounds=3)}, "rounds"),
+        ({"pruner": OneShot(criterion="taylor", training=FAST)}, "method"),
+        ({"held_out": 0.4}, "pictures"),
+    ],
+)
+def test_an_entry_that_was_made_otherwise_is_not_taken_for_the_one_that_is_asked_for(
+    base, reference, changes, named
+):
+    folder, _ = reference
+    with pytest.raises(LibraryError, match=f"in the library already, made with another {named}"):
+        built(folder, base, TASKS, replace(CONFIG, **changes))
+
+
 def test_a_target_that_the_last_task_cannot_meet_is_refused_before_the_first(base, tmp_path):
     plan = base.plan.with_num_classes(3)
     least = least_units(plan, CONFIG.pruner.floor)
@@ -170,6 +194,11 @@ def test_a_setting_without_a_default_value_is_read_by_its_type(method, text, val
 def test_a_text_of_another_type_is_refused_with_what_may_be_written():
     with pytest.raises(BudgetError, match="write parameters, macs or none"):
         configured("aap", {"weighting": "bytes"})
+    for key in ("rounds.x", "training", "training.epochs.x"):
+        with pytest.raises(UnknownNameError):
+            configured("aap", {key: "1"})
+    with pytest.raises(UnknownNameError):
+        configured("magnitude-l2", {"options": ""})
     with pytest.raises(BudgetError, match="write true or false"):
         configured("aap", {"train_first": "1"})
 

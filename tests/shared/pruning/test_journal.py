@@ -103,3 +103,30 @@ def test_what_does_not_belong_is_refused(tmp_path):
         (tmp_path / "state.json").write_text(text)
         with pytest.raises(ArtifactError, match="no checkpoint"):
             Journal(tmp_path, "one")
+
+
+def test_a_state_that_somebody_changed_is_refused(tmp_path):
+    """A limit that was crossed, a network outside the folder: what was not written is not read."""
+    victim = tmp_path / "victim.safetensors"
+    victim.write_bytes(b"mine")
+    folder = tmp_path / "run"
+    journal = Journal(folder, "r")
+    journal.write({"ended": ""}, add={"a": {"x": np.zeros(2)}}, keep=frozenset({"a"}))
+    whole = json.loads((folder / "state.json").read_text())
+    for key, value in (
+        ("state", {"ended": -1}),
+        ("state", None),
+        ("networks", {**whole["networks"], "../victim": "0" * 64}),
+        ("networks", None),
+        ("parts", []),
+        ("digest", ""),
+    ):
+        (folder / "state.json").write_text(json.dumps({**whole, key: value}))
+        with pytest.raises(ArtifactError, match="remove the folder to begin anew"):
+            Journal(folder, "r")
+    (folder / "state.json").write_text(json.dumps(whole))
+    again = Journal(folder, "r")
+    (folder / "a.safetensors").unlink()
+    with pytest.raises(ArtifactError, match="is gone: remove"):
+        again.network("a")
+    assert victim.read_bytes() == b"mine"

@@ -355,9 +355,48 @@ def test_a_run_stopped_in_every_epoch_ends_as_one_that_was_not(
     assert product.settings == whole.settings
 
 
+@pytest.mark.parametrize("name", PRUNERS)
+def test_what_is_to_stay_whole_and_is_not_there_is_refused_before_any_training(job_for, name):
+    for policy, text in (("memory", "50%"), ("accuracy", "1%")):
+        with pytest.raises(PlanError, match="cannot protect foo"):
+            replace(PRUNERS[name], protect=("foo",)).prune(job_for(policy, text), progress=never)
+    with pytest.raises(BudgetError, match="floor is a share"):
+        replace(PRUNERS[name], floor=float("nan"))
+
+
+@pytest.mark.parametrize("answer", [float("nan"), -1.0, None, "fast"])
+def test_a_latency_that_is_none_is_refused(job_for, answer):
+    job = job_for(target=Target("latency", 5.0, "ms"), latency_ms=lambda mask: answer)
+    with pytest.raises(BudgetError, match="return milliseconds"):
+        OneShot(criterion="magnitude", training=FAST).prune(job, progress=never)
+
+
+def test_a_latency_out_of_a_table_is_a_number(job_for):
+    job = job_for(
+        target=Target("latency", 60.0, "ms"),
+        latency_ms=lambda mask: np.float32(mask.flat.sum()),
+    )
+    method = OneShot(criterion="magnitude", training=FAST, train_first=False)
+    assert method.prune(job).metrics["size"] <= 60
+
+
+def test_pictures_that_are_not_the_plans_are_refused(job_for, digits):
+    images, labels = digits[0]
+    for wrong in (images.double(), images[:, :1], torch.cat([images, images], 3)):
+        with pytest.raises(DataError, match="validation pictures are"):
+            job_for(validation=Labelled(wrong, labels))
+    spoilt = images.clone()
+    spoilt[3, 0, 2, 2] = torch.nan
+    with pytest.raises(DataError, match="training pictures are not finite"):
+        job_for(train=Labelled(spoilt, labels))
+
+
 @pytest.mark.parametrize(
     ("values", "error"),
     [
+        ({"step": float("inf")}, BudgetError),
+        ({"step": 1e-320}, BudgetError),
+        ({"power": 50}, BudgetError),
         ({"form": "median"}, BudgetError),
         ({"form": None}, BudgetError),
         ({"weighting": "bytes"}, BudgetError),

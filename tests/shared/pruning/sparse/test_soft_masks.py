@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedsprig.errors import BudgetError
+from fedsprig.errors import BudgetError, TrainingError
+from fedsprig.pruning import PDP
 from fedsprig.pruning.sparse.soft import (
     Softness,
     border,
@@ -211,3 +212,18 @@ def test_the_soft_fraction_counts_what_is_neither():
 def test_softness_out_of_range_is_refused(values):
     with pytest.raises(BudgetError, match="choose kappa"):
         Softness(**values)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"kappa": 1e-200},
+        {"hardening": 1e-320},
+        {"kappa": 1e-8, "hardening": 1e-8},
+        {"tau": 1e-320},
+        {"finish_epochs": 10**8},
+    ],
+)
+def test_what_would_leave_the_range_of_numbers_is_refused_at_once(values):
+    with pytest.raises((BudgetError, TrainingError)):
+        PDP(**values)
