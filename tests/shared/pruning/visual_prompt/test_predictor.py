@@ -18,6 +18,7 @@ from fedsprig.errors import (
     PlanError,
     TrainingError,
 )
+from fedsprig.graph import trace_groups
 from fedsprig.masks import ScoreSet
 from fedsprig.pruning import PASS, Labelled, Target
 from fedsprig.pruning.visual_prompt import MaskPredictor, prompt_for, trained_together
@@ -41,14 +42,10 @@ def learnt(jobs):
     return trained_together(jobs, METHOD)
 
 
-def masks(predictor, job, frame):
-    return METHOD.selection(job).mask(predictor.scores(frame), job.target.budget)
-
-
-def test_two_prompts_are_two_masks(learnt, jobs):
+def test_two_prompts_are_two_scores(learnt):
     predictor, (first, second) = learnt
     assert not np.array_equal(first, second)
-    assert masks(predictor, jobs[0], first) != masks(predictor, jobs[1], second)
+    assert predictor.scores(first) != predictor.scores(second)
 
 
 def test_learning_together_is_repeatable(learnt, jobs):
@@ -121,18 +118,24 @@ def test_jobs_that_cannot_be_learnt_together_are_refused(jobs, job_for, small_ne
     other = type(small_net)(8, num_classes=3, width=8, shortcut="pad").eval()
     with pytest.raises(PlanError, match="different base models"):
         trained_together([first, job_for("latency", "40%", model=other)], METHOD)
-    images, labels = second.train
-    large = Labelled(torch.cat([images, images], 3), labels)
     with pytest.raises(PlanError, match="picture size"):
-        trained_together([first, job_for("latency", "40%", train=large)], METHOD)
+        trained_together([first, wide(job_for, small_net, second)], METHOD)
 
 
-def test_a_task_that_does_not_fit_the_predictor_is_refused(learnt, jobs, job_for):
+def wide(job_for, net, job):
+    """A job with pictures of twice the width, and the plan for them."""
+    large = [
+        Labelled(torch.cat([images, images], 3), labels)
+        for images, labels in (job.train, job.validation)
+    ]
+    plan = trace_groups(net, torch.zeros(1, 3, 8, 16), name="tiny")
+    return job_for("latency", "40%", train=large[0], validation=large[1], plan=plan)
+
+
+def test_a_task_that_does_not_fit_the_predictor_is_refused(learnt, jobs, job_for, small_net):
     predictor, _ = learnt
-    images, labels = jobs[0].train
-    large = Labelled(torch.cat([images, images], 3), labels)
-    with pytest.raises(PlanError, match="resize them"):
-        prompt_for(predictor, job_for("latency", "40%", train=large), METHOD)
+    with pytest.raises(PlanError, match=r"resize them|another plan"):
+        prompt_for(predictor, wide(job_for, small_net, jobs[0]), METHOD)
     with pytest.raises(BudgetError, match="settings with one"):
         prompt_for(predictor, jobs[0], replace(METHOD, prompt="none"))
     slow = job_for(target=Target("latency", 5.0, "ms"), latency_ms=lambda mask: 1.0)
