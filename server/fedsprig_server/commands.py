@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -68,8 +68,10 @@ def _verify(folder: Folder) -> None:
     for problem in problems:
         print(problem)
     if problems:
-        raise LibraryError(f"{len(problems)} problems in {folder}: restore it from a copy")
-    print(f"{count} tasks, every blob intact")
+        raise LibraryError(
+            f"{_counted(len(problems), 'problem')} in {folder}: restore it from a copy"
+        )
+    print(f"{_counted(count, 'task')}, every blob intact")
 
 
 @library.command("methods")
@@ -145,8 +147,8 @@ def _build(
     )
     if json_file is not None:
         json_file.write_text(json.dumps([asdict(entry) for entry in entries], indent=1) + "\n")
-    # Held-out accuracy of both networks; what is left of the whole one's.
-    table = Table("task", "method", "whole", "pruned", "weights", "MACs", "masks", box=None)
+    # Held-out accuracy of both networks; what is left of the whole one; what the target counts.
+    table = Table("task", "method", "whole", "pruned", "weights", "MACs", "size", "limit", box=None)
     for entry in entries:
         known = entry.metrics
         table.add_row(
@@ -156,7 +158,7 @@ def _build(
             _percent(known.get("accuracy")),
             _percent(_weights_left(known)),
             _percent(known.get("macs_ratio")),
-            str(len(entry.masks)),
+            *_size_and_limit(entry.lineage["target"], known["size"]),
         )
     Console().print(table)
 
@@ -171,6 +173,24 @@ def _pairs(items: list[str], option: str, *, empty: bool = False) -> dict[str, s
             raise typer.BadParameter(f"{name!r} is given twice", param_hint=option)
         pairs[name] = value
     return pairs
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+
+
+def _size_and_limit(target: Mapping[str, Any], size: float) -> tuple[str, str]:
+    """What the target counts, of the pruned network, and how much is allowed."""
+    unit, amount = target["unit"], target["amount"]
+    if unit == "loss":
+        return _amount(size, "bytes"), f"{100 * amount:g} points"
+    return _amount(size, unit), _amount(amount, unit)
+
+
+def _amount(value: float, unit: str) -> str:
+    if unit == "ms":
+        return f"{value:.2f} ms"
+    return f"{value / 1e3:,.1f} kB" if unit == "bytes" else f"{value / 1e6:,.2f} M"
 
 
 def _weights_left(metrics: Mapping[str, float]) -> float | None:

@@ -90,6 +90,7 @@ def prune_into_library(
     """
     present = {entry.name: entry for entry in library.entries(base.digest)}
     for task in tasks:
+        progress(f"{task.name}, looking at {len(task.pictures)} pictures", 0, 1)
         check_name(task.name, "the task's name")
         require_classes(task.pictures)
         # Made again when its turn comes: the pictures of all tasks at once may not fit.
@@ -97,6 +98,7 @@ def prune_into_library(
         config.pruner.check(job)
         if task.name in present:
             _require_same(present[task.name], config.pruner, _lineage(config.pruner, job, train))
+        progress(f"{task.name}, looking at {len(task.pictures)} pictures", 1, 1)
     record = base_record(library, base, tasks, config.seed)
     entries = []
     for task in tasks:
@@ -157,7 +159,7 @@ def _require_same(entry: Entry, pruner: Pruner, wanted: Mapping[str, Any]) -> No
         other = ["method"]  # whose settings are others, of course
     if other:
         raise LibraryError(
-            f"{entry.name!r} is in the library already, made with another {' and '.join(other)}: "
+            f"{entry.name!r} is in the library already, made otherwise ({', '.join(other)}): "
             "give the task another name, or take another library"
         )
 

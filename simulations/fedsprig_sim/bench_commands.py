@@ -171,12 +171,20 @@ def _fine_pruning(
 
 @bench.command("pruners")
 def _pruners(
-    study: Annotated[str, typer.Argument(help="aap, policies, sparsity or prompts.")],
+    study: Annotated[
+        str,
+        typer.Argument(
+            help="aap (how much goes within a loss), policies (are targets met), sparsity (PDP "
+            "and a growing mask) or prompts (PASS and its parts)."
+        ),
+    ],
     data: Annotated[
         str, typer.Option(help="An .npz file with splits train and test, or digits or fashion.")
     ] = "digits",
     model: Annotated[str, typer.Option(help="Base model.")] = "sprig20",
-    weights: Annotated[str, typer.Option(help="Its weights: a name or a file.")] = "shipped",
+    weights: Annotated[
+        str, typer.Option(help="shipped, imagenet, a .safetensors file, or none.")
+    ] = "shipped",
     seeds: Annotated[int, typer.Option(min=1, help="Repetitions.")] = 1,
     only: Annotated[
         list[str] | None, typer.Option(help="Part of a case's name; repeatable; all by default.")
@@ -222,7 +230,7 @@ def _pruners(
     options = pruners.Options(
         data=data,
         model=model,
-        weights=weights,
+        weights=None if weights == "none" else weights,
         pictures=pictures,
         validation_pictures=validation_pictures,
         test_pictures=test_pictures,

@@ -95,7 +95,8 @@ def test_an_interrupted_build_goes_on_and_ends_the_same(base, reference, tmp_pat
     told = []
 
     def stop(*step):
-        told.append(step)
+        if "looking at" not in step[0]:
+            told.append(step)
         if len(told) == steps:
             raise StoppedError
 
@@ -142,7 +143,7 @@ def test_an_entry_that_was_made_otherwise_is_not_taken_for_the_one_that_is_asked
     base, reference, changes, named
 ):
     folder, _ = reference
-    with pytest.raises(LibraryError, match=f"in the library already, made with another {named}"):
+    with pytest.raises(LibraryError, match=rf"in the library already, made otherwise \({named}"):
         built(folder, base, TASKS, replace(CONFIG, **changes))
 
 
@@ -154,8 +155,8 @@ def test_a_target_that_the_last_task_cannot_meet_is_refused_before_the_first(bas
     config = replace(CONFIG, policy="memory", target=str(bytes_))
     told = []
     with pytest.raises(InfeasibleBudgetError):
-        built(tmp_path, base, TASKS, config, progress=lambda *step: told.append(step))
-    assert told == []
+        built(tmp_path, base, TASKS, config, progress=lambda *step: told.append(step[0]))
+    assert all("looking at" in stage for stage in told)
     assert built(tmp_path, base, TASKS[:1], config)
 
 

@@ -201,7 +201,7 @@ class Journal:
             data = read_bytes(self._path(name), max_bytes=_MAX_NETWORK_BYTES)
         if digest(data) != self._networks[name]:
             raise DigestMismatchError(
-                f"network {name} of the checkpoint is damaged: remove the folder to begin anew"
+                f"network {name} of the checkpoint is damaged: remove {self._folder} to begin anew"
             )
         return unpack(data)[0]
 

@@ -58,7 +58,9 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.epochs is None):
-            raise TrainingError("give either steps or epochs, not both and not neither")
+            raise TrainingError(
+                "give either steps or epochs, not both and not neither: the other is none"
+            )
         length = self.steps if self.epochs is None else self.epochs
         if length is None or not 0 <= length <= MAX_STEPS:
             raise TrainingError(f"steps or epochs is {length}: choose 0 to {MAX_STEPS}")
