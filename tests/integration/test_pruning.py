@@ -147,7 +147,7 @@ def test_a_scenario_of_cuts_that_cannot_be_made_is_refused(scenario):
         ({"cuts": 1}, {"adapter": {"rank_rule": "kept"}}, "rank_rule"),
         ({"cuts": 1}, {"selection": {"round_to": 2}}, "round_to"),
         ({"start": 1.0}, {}, "pruning.start"),
-        ({"metod": "aap"}, {}, "did you mean 'method'"),
+        ({"evry": 1}, {}, "did you mean 'every'"),
     ):
         with pytest.raises(ScenarioError, match=words):
             Scenario.parse(tables | changes | {"pruning": pruning})
