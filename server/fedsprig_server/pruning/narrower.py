@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from fedsprig.errors import InfeasibleBudgetError
 from fedsprig.graph import GroupPlan, shrink_plan
 from fedsprig.masks import Budget, Mask
-from fedsprig.masks.mask import Bools
+from fedsprig.masks.bits import Bools
 from fedsprig.pruning.aap.attention import Strengths
 from fedsprig.pruning.aap.thresholds import Weighting, crossing, falling_thresholds
 from fedsprig.pruning.filling import filled

@@ -48,9 +48,9 @@ from fedsprig.adapters.layer import AdapterLayer, Site
 from fedsprig.adapters.prototype_product import adapted
 from fedsprig.adapters.prototypes import change, merge
 from fedsprig.errors import AdapterError
+from fedsprig.masks.bits import Bools
 from fedsprig.masks.block_layers import takes_blocks
 from fedsprig.masks.blocks import BlockMask
-from fedsprig.masks.mask import Bools
 from fedsprig.seeds import derive_seed
 
 

@@ -14,9 +14,9 @@ from typing import Final
 import numpy as np
 
 from fedsprig.artifacts.container import Limits, pack, unpack
-from fedsprig.errors import ArtifactError, PlanError, TruncatedArtifactError
+from fedsprig.errors import ArtifactError, PlanError
+from fedsprig.masks.bits import Bools, pack_bits, unpack_bits
 from fedsprig.masks.block_layout import BlockLayout, Shape
-from fedsprig.masks.mask import Bools
 
 _KIND: Final = "block mask"
 _VERSION: Final = "1"
@@ -110,7 +110,7 @@ class BlockMask:
             "block": json.dumps(self.block, separators=(",", ":")),
             "layers": json.dumps(self.layout.layers, separators=(",", ":"), ensure_ascii=False),
         }
-        return pack({"bits": np.packbits(self.flat, bitorder="little")}, metadata)
+        return pack({"bits": pack_bits(self.flat)}, metadata)
 
     @classmethod
     def from_bytes(cls, data: bytes | bytearray | memoryview) -> BlockMask:
@@ -126,21 +126,8 @@ class BlockMask:
         if (metadata.get("kind"), metadata.get("version")) != (_KIND, _VERSION):
             raise ArtifactError(f"no block mask of version {_VERSION}: write it with this release")
         layout = _read_layout(metadata.get("block", ""), metadata.get("layers", ""))
-        packed = arrays.get("bits")
-        if packed is None or packed.dtype != np.uint8 or packed.ndim != 1:
-            raise ArtifactError("the block mask holds no uint8 [bytes] of bits: fetch it again")
-        # Before any array of that many blocks is made: the bits that are here bound it.
-        expected = -(-layout.blocks // 8)
-        if len(packed) < expected:
-            raise TruncatedArtifactError(
-                f"the block mask has {len(packed)} of {expected} bytes of blocks: fetch it again"
-            )
-        if len(packed) > expected:
-            raise ArtifactError("the block mask has more bits than blocks: fetch it again")
-        bits = np.unpackbits(packed, bitorder="little").astype(np.bool_)
-        if bits[layout.blocks :].any():
-            raise ArtifactError("the block mask has more bits than blocks: fetch it again")
-        return cls(layout.split(bits[: layout.blocks]), layout)
+        bits = unpack_bits(arrays.get("bits"), layout.blocks, "the block mask", "blocks")
+        return cls(layout.split(bits), layout)
 
 
 def _read_layout(block: str, layers: str) -> BlockLayout:

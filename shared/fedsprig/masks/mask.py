@@ -7,15 +7,12 @@ from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fedsprig.artifacts.digest import digest
 from fedsprig.errors import ArtifactError, BudgetError, PlanError, TruncatedArtifactError
 from fedsprig.graph.plan import GroupPlan
+from fedsprig.masks.bits import Bools, pack_bits, unpack_bits
 from fedsprig.masks.layout import Layout
-
-Bools = NDArray[np.bool_]
-"""One bool for each of several things; which True stands for, the name says."""
 
 MAGIC: Final = b"FSM1"
 _HEADER_BYTES: Final = len(MAGIC) + 8
@@ -140,7 +137,7 @@ class Mask:
         ``b"FSM1"``, the eight bytes of :attr:`Layout.digest`, then the flat array, eight units a
         byte, the first unit in the lowest bit, the last byte padded with zeros.
         """
-        return MAGIC + self.layout.digest + np.packbits(self.flat, bitorder="little").tobytes()
+        return MAGIC + self.layout.digest + pack_bits(self.flat).tobytes()
 
     @classmethod
     def from_bytes(cls, data: bytes, plan: GroupPlan) -> Mask:
@@ -159,13 +156,5 @@ class Mask:
         if data[len(MAGIC) : _HEADER_BYTES] != layout.digest:
             raise PlanError("the mask is of another plan: use the plan that it was solved with")
         packed = np.frombuffer(data, np.uint8, offset=_HEADER_BYTES)
-        expected = -(-layout.units // 8)
-        if len(packed) < expected:
-            raise TruncatedArtifactError(
-                f"the mask has {len(packed)} of {expected} bytes of units: fetch it again"
-            )
-        bits = np.unpackbits(packed, bitorder="little").astype(np.bool_)
-        if len(packed) > expected or bits[layout.units :].any():
-            raise ArtifactError("the mask has more bits than the plan has units: fetch it again")
-        views = layout.split(bits[: layout.units])
+        views = layout.split(unpack_bits(packed, layout.units, "the mask", "units"))
         return cls({group.name: views[group.name] for group in plan.groups})

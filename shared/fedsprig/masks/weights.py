@@ -18,9 +18,9 @@ import numpy as np
 
 from fedsprig.artifacts.container import Limits, pack, unpack
 from fedsprig.artifacts.digest import digest
-from fedsprig.errors import ArtifactError, PlanError, TruncatedArtifactError
+from fedsprig.errors import ArtifactError, PlanError
+from fedsprig.masks.bits import Bools, pack_bits, unpack_bits
 from fedsprig.masks.costs import BYTES_PER_PARAMETER
-from fedsprig.masks.mask import Bools
 
 if TYPE_CHECKING:
     from torch import nn
@@ -157,7 +157,7 @@ class WeightMask:
             "tensors": names,
             "layout": _layout_digest(self.shapes),
         }
-        return pack({"bits": np.packbits(self.flat, bitorder="little")}, metadata)
+        return pack({"bits": pack_bits(self.flat)}, metadata)
 
     @classmethod
     def from_bytes(
@@ -188,22 +188,9 @@ class WeightMask:
                 "the weight mask is of parameters of other shapes: use the network that it was "
                 "made with"
             )
-        packed = arrays.get("bits")
-        if packed is None or packed.dtype != np.uint8 or packed.ndim != 1:
-            raise ArtifactError("the weight mask holds no uint8 [bytes] of bits: fetch it again")
-        # Before any array of that many weights is made: the bits that are here bound it.
         size = sum(math.prod(shape) for shape in own.values())
-        expected = -(-size // 8)
-        if len(packed) < expected:
-            raise TruncatedArtifactError(
-                f"the weight mask has {len(packed)} of {expected} bytes of weights: fetch it again"
-            )
-        if len(packed) > expected:
-            raise ArtifactError("the weight mask has more bits than weights: fetch it again")
-        bits = np.unpackbits(packed, bitorder="little").astype(np.bool_)
-        if bits[size:].any():
-            raise ArtifactError("the weight mask has more bits than weights: fetch it again")
-        return cls(_split(bits[:size], own))
+        bits = unpack_bits(arrays.get("bits"), size, "the weight mask", "weights")
+        return cls(_split(bits, own))
 
 
 def _split(flat: Bools, shapes: Mapping[str, Shape]) -> dict[str, Bools]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsprig.masks.mask import Bools
+from fedsprig.masks.bits import Bools
 
 
 def filled(

@@ -11,7 +11,7 @@ import torch
 from fedsprig.errors import InfeasibleBudgetError
 from fedsprig.graph import materialize, shrink_plan
 from fedsprig.masks import Mask, plan_macs
-from fedsprig.masks.mask import Bools
+from fedsprig.masks.bits import Bools
 from fedsprig.pruning.aap.attention import Strengths, attention
 from fedsprig.pruning.aap.controller import Controller
 from fedsprig.pruning.aap.history import History

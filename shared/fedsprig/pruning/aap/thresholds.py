@@ -20,7 +20,7 @@ from typing import Literal
 import numpy as np
 
 from fedsprig.graph.plan import GroupPlan
-from fedsprig.masks.mask import Bools
+from fedsprig.masks.bits import Bools
 from fedsprig.pruning.aap.attention import Strengths
 
 Weighting = Literal["parameters", "macs"]
