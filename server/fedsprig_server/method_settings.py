@@ -10,6 +10,7 @@ from typing import Any, Final, Literal, Union, get_args, get_origin, get_type_hi
 
 from fedsprig.errors import BudgetError, UnknownNameError
 from fedsprig.pruning import PRUNERS, OneShot, Pruner
+from fedsprig.pruning.sized import SizedPruner
 from fedsprig.scoring import SCORERS
 from fedsprig.spelling import lookup, unknown
 
@@ -38,7 +39,10 @@ def defaults(method: str) -> dict[str, str]:
     Raises:
         UnknownNameError: No such method.
     """
-    return dict(_written(lookup(PRUNERS, method, "method")))
+    written = _written(lookup(PRUNERS, method, "method"))
+    shared = {field.name for field in fields(SizedPruner)}
+    # What is particular to the method comes first.
+    return dict(sorted(written, key=lambda pair: pair[0].partition(".")[0] in shared))
 
 
 def configured(method: str, options: Mapping[str, str]) -> Pruner:

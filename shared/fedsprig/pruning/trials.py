@@ -37,43 +37,54 @@ class Trials:
     state: dict[str, Any]
 
     def __init__(
-        self, method: SizedPruner, job: Job, settings: dict[str, Any], journal: Journal
+        self,
+        method: SizedPruner,
+        job: Job,
+        settings: dict[str, Any],
+        journal: Journal,
+        progress: Progress,
     ) -> None:
         self._method, self._job, self._settings = method, job, settings
-        self._journal = journal
+        self._journal, self._progress = journal, progress
         generator = torch.Generator().manual_seed(derive_seed(job.seed, "trials", "pictures"))
         self._pictures = some_pictures(job, method.score_pictures, generator)
-
-    def begin(self, progress: Progress) -> None:
-        """The whole network, trained where that is wanted and not done yet."""
-        if self._journal.state is not None:
-            self.state = self._journal.state
+        if journal.state is not None:
+            self.state = journal.state
         else:
-            stage = whole(self._job)
-            if self._method.train_first:
-                train(
-                    stage,
-                    self._job,
-                    self._method.training,
-                    seed=derive_seed(self._job.seed, "trials", "whole network"),
-                    calibration=self._pictures,
-                    name="whole network",
-                    progress=progress,
-                    checkpoint=self._journal.checkpoint("whole network"),
-                )
-            self.state = {
-                "reference": accuracy(stage, self._job),
-                "low": 0.0,
-                "high": 1.0,
-                "best": 0,
-                "made": 0,
-                "trials": [],
-                "ended": False,
-            }
-            self._commit({_WHOLE: stage.arrays()})
-        self._whole = Stage.restored(self._job, self._journal.network(_WHOLE))
+            self._begin()
+        self._whole = Stage.restored(job, journal.network(_WHOLE))
 
-    def trial(self, progress: Progress) -> None:
+    @property
+    def ended(self) -> bool:
+        """Whether all trials are done."""
+        return bool(self.state["ended"])
+
+    def _begin(self) -> None:
+        """The whole network, trained where that is wanted."""
+        stage = whole(self._job)
+        if self._method.train_first:
+            train(
+                stage,
+                self._job,
+                self._method.training,
+                seed=derive_seed(self._job.seed, "trials", "whole network"),
+                calibration=self._pictures,
+                name="whole network",
+                progress=self._progress,
+                checkpoint=self._journal.checkpoint("whole network"),
+            )
+        self.state = {
+            "reference": accuracy(stage, self._job),
+            "low": 0.0,
+            "high": 1.0,
+            "best": 0,
+            "made": 0,
+            "trials": [],
+            "ended": False,
+        }
+        self._commit({_WHOLE: stage.arrays()})
+
+    def step(self) -> None:
         """Make, judge and commit one network."""
         job, state = self._job, self.state
         hard = job.target.budget
@@ -85,7 +96,7 @@ class Trials:
             budget=hard or Budget.fraction(job.plan, parameters=share),
             pictures=self._pictures,
             seed=derive_seed(job.seed, "trial", str(number)),
-            progress=lambda stage, done, steps: progress(self._named(stage, number), done, steps),
+            progress=self._told(number),
             floor=self._method.floor,
             protect=self._method.protect,
             checkpoint=self._journal.checkpoint,
@@ -173,5 +184,8 @@ class Trials:
         names = {_WHOLE, *(f"trial-{number}" for number in {state["best"], state["made"]} - {0})}
         self._journal.write(state, add=added, keep=frozenset(names))
 
-    def _named(self, stage: str, number: int) -> str:
-        return stage if self._job.target.budget is not None else f"trial {number}, {stage}"
+    def _told(self, number: int) -> Progress:
+        """The run's progress, told which trial it is where there are several."""
+        if self._job.target.budget is not None:
+            return self._progress
+        return lambda stage, done, steps: self._progress(f"trial {number}, {stage}", done, steps)

@@ -12,26 +12,24 @@ published search ends beside it.
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from fedsprig.errors import BudgetError, TrainingError
-from fedsprig.pruning.aap.run import Run
+from fedsprig.pruning.aap.run import AAPRun
 from fedsprig.pruning.aap.thresholds import Weighting
 from fedsprig.pruning.job import Job
 from fedsprig.pruning.journal import Journal
-from fedsprig.pruning.product import Product, Progress, silent
+from fedsprig.pruning.product import Progress
 from fedsprig.pruning.rewinding import part
+from fedsprig.pruning.stepped import Run, SteppedPruner
 from fedsprig.scoring.attention import MAX_POWER, Form
-from fedsprig.training import TrainConfig
 
 Rewind = Literal["rate", "weights"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AAP:
+@dataclass(frozen=True, kw_only=True)
+class AAP(SteppedPruner):
     """Drop units that respond weakly, retrain, roll back where it was too much (AAP).
 
     Attributes:
@@ -43,17 +41,11 @@ class AAP:
         first_share: about the share of units that the first round drops.
         most_share: about the share of what is left that one round takes at most.
         rounds: rounds after the first at most (the paper: 100); a hard limit is met in the last.
-        training: of the whole network (T epochs).
-        train_first: whether the whole network is trained before it is pruned; else it is taken as
-            it comes.
+        training: of the whole network (T epochs), and of every round from ``rewind_epoch`` on.
         rewind: after a cut, ``"rate"`` takes the learning rate back to ``rewind_epoch`` and trains
             on, ``"weights"`` takes the weights that are left back to that epoch too.
         rewind_epoch: k, below T; needs a ``training`` that counts epochs. With networks that are
             taken as they come, weights go back to those that came.
-        floor: share of every group's units that stays.
-        protect: groups or kinds that stay whole.
-        score_pictures: training pictures that attention and normalisation statistics are measured
-            on.
         patience: accepted rounds in a row with hardly any change that end the search.
 
     Raises:
@@ -68,26 +60,19 @@ class AAP:
     first_share: float = 0.05
     most_share: float = 0.2
     rounds: int = 20
-    training: TrainConfig = field(
-        default_factory=lambda: TrainConfig(epochs=8, batch_size=64, learning_rate=0.02)
-    )
-    train_first: bool = True
     rewind: Rewind = "rate"
     rewind_epoch: int = 0
     floor: float = 0.08
-    protect: tuple[str, ...] = ()
-    score_pictures: int = 1024
     patience: int = 3
 
     def __post_init__(self) -> None:
-        if self.rounds < 1 or self.patience < 1 or self.score_pictures < 1:
-            raise BudgetError("rounds, patience and score_pictures are 1 or more")
+        super().__post_init__()
+        if self.rounds < 1 or self.patience < 1:
+            raise BudgetError("rounds and patience are 1 or more")
         if not (0 < self.first_share < 1 and 0 < self.most_share <= 1):
             raise BudgetError("first_share and most_share are shares above 0")
         if self.step is not None and not 1e-9 <= self.step <= 1e9:
             raise BudgetError(f"a step lies between 1e-9 and 1e9, not at {self.step}")
-        if not 0 <= self.floor < 1:
-            raise BudgetError(f"floor is a share of units from 0 to below 1, not {self.floor}")
         if not 0 < self.power <= MAX_POWER:
             raise BudgetError(f"the power is above 0 and up to {MAX_POWER:g}, not {self.power}")
         for name, kinds in (("form", Form), ("weighting", Weighting), ("rewind", Rewind)):
@@ -106,26 +91,8 @@ class AAP:
         """The method's name."""
         return "aap"
 
-    def check(self, job: Job) -> None:
-        """Refuse, before any training, a job that this method cannot do.
-
-        Raises:
-            InfeasibleBudgetError: the hard limit is below the smallest network.
-        """
-        job.check_feasible(self.floor, self.protect)
-
-    def prune(
-        self, job: Job, *, progress: Progress = silent, checkpoint: Path | None = None
-    ) -> Product:
-        """Prune; see :class:`fedsprig.pruning.Pruner`.
-
-        Raises:
-            InfeasibleBudgetError: the hard limit is below the smallest network.
-            RunError: the checkpoint is of another run.
-        """
-        self.check(job)
-        settings: dict[str, Any] = json.loads(json.dumps(asdict(self)))
-        run = Run(self, job, settings, Journal(checkpoint, job.digest(settings)), progress)
-        while not run.state["ended"]:
-            run.round()
-        return run.product()
+    def begun(
+        self, job: Job, settings: dict[str, Any], journal: Journal, progress: Progress
+    ) -> Run:
+        """Round by round; see :mod:`fedsprig.pruning.aap.run`."""
+        return AAPRun(self, job, settings, journal, progress)

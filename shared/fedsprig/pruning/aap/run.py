@@ -53,7 +53,7 @@ LITTLE: Final = 0.001
 _REWIND: Final = "rewind"
 
 
-class Run:
+class AAPRun:
     """One run: what it has done lies in ``state``, which is all that a resumed one begins with."""
 
     def __init__(
@@ -68,7 +68,12 @@ class Run:
         self._pictures = some_pictures(job, method.score_pictures, generator)
         self.state: dict[str, Any] = journal.state if journal.state is not None else self._begin()
 
-    def round(self) -> None:
+    @property
+    def ended(self) -> bool:
+        """Whether the search is at its end; ``state`` says why."""
+        return bool(self.state["ended"])
+
+    def step(self) -> None:
         """One round after the first, judged and committed."""
         state = self.state
         controller = Controller.from_json(state["controller"])
