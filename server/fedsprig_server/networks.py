@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from typing import Any
 
 from numpy.typing import NDArray
@@ -29,6 +29,10 @@ from fedsprig_server.scheduler import Answer, Ask
 from fedsprig_server.transport import Request
 
 Array = NDArray[Any]
+Sent = dict[str, tuple[str, dict[str, Array], bytes]]
+"""Device -> digest, decoded values and bytes of its adapter."""
+AboutAdapter = pb.RoundRequest | pb.EvaluateRequest | pb.AttentionRequest | pb.CutRequest
+"""Requests that an adapter goes with."""
 LOST = tuple(
     f"{error.__name__}: " for error in (MissingNetworkError, MissingPartError, DigestMismatchError)
 )
@@ -155,7 +159,25 @@ class Networks:
         state, _ = state.averaged(statistics, head=self._base.plan.head, sharing=0.0)
         return state
 
-    def sent(self, state: CohortState) -> dict[str, tuple[str, dict[str, Array], bytes]]:
+    def messages(
+        self, kind: str, number: int, sent: Sent, about: Callable[[str], AboutAdapter]
+    ) -> dict[str, Envelope]:
+        """A message with the adapter to every device that it was made for.
+
+        Args:
+            kind: Of the messages.
+            number: Of the round.
+            sent: From :meth:`sent`.
+            about: The request to a device; its run, round and adapter are filled in.
+        """
+        messages = {}
+        for device, (adapter, _, blob) in sent.items():
+            request = about(device)
+            request.run, request.round, request.adapter = self.run, number, adapter
+            messages[device] = Envelope(kind, request.SerializeToString(), blob)
+        return messages
+
+    def sent(self, state: CohortState) -> Sent:
         """Digest, decoded values and bytes of the adapter for every device.
 
         A device of a width that nobody installed is left out: nothing was started for it.

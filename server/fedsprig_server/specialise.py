@@ -281,29 +281,29 @@ class Specialisation:
         rounds = self._config.rounds
         trains = AGGREGATIONS[arm.aggregation or self._config.aggregation].trains(number)
         sent = networks.sent(state)
-        messages = {}
-        for device, (adapter_digest, _, blob) in sent.items():
-            wanted = pb.RoundRequest(
-                run=networks.run,
-                round=number,
-                adapter=adapter_digest,
+        training = pb.LocalTraining(
+            epochs=rounds.epochs,
+            steps=rounds.steps,
+            batch_size=rounds.batch_size,
+            learning_rate=arm.learning_rate(rounds),
+            momentum=rounds.momentum,
+            weight_decay=rounds.weight_decay,
+            schedule=rounds.schedule,
+            augment=rounds.augment,
+            trains=trains,
+        )
+        messages = networks.messages(
+            ROUND,
+            number,
+            sent,
+            lambda device: pb.RoundRequest(
                 network=networks.meant(device),
                 codec=arm.update_codec or self._config.update_codec,
                 evaluate=True,
                 seed=self._config.seed,
-                training=pb.LocalTraining(
-                    epochs=rounds.epochs,
-                    steps=rounds.steps,
-                    batch_size=rounds.batch_size,
-                    learning_rate=arm.learning_rate(rounds),
-                    momentum=rounds.momentum,
-                    weight_decay=rounds.weight_decay,
-                    schedule=rounds.schedule,
-                    augment=rounds.augment,
-                    trains=trains,
-                ),
-            )
-            messages[device] = Envelope(ROUND, wanted.SerializeToString(), blob)
+                training=training,
+            ),
+        )
         answers = yield from self._here.ask(
             messages,
             ledger,
@@ -336,18 +336,17 @@ class Specialisation:
         """The last figures; for a task that will be published also the devices' unit scores."""
         scorer = self._config.scorer if arm.publishes and self._config.publish else ""
         cuts, rounds = networks.cuts, self._config.rounds.count
-        messages = {}
-        for device, (adapter_digest, _, blob) in networks.sent(state).items():
-            wanted = pb.EvaluateRequest(
-                run=networks.run,
-                round=rounds,
-                adapter=adapter_digest,
+        messages = networks.messages(
+            EVALUATE,
+            rounds,
+            networks.sent(state),
+            lambda device: pb.EvaluateRequest(
                 network=networks.meant(device),
                 scorer=scorer,
                 seed=self._config.seed,
                 keep=arm.publishes,
-            )
-            messages[device] = Envelope(EVALUATE, wanted.SerializeToString(), blob)
+            ),
+        )
 
         def read(device: str, answer: Envelope) -> tuple[pb.EvaluateReply, bytes]:
             plan = shrink_plan(self._base.plan, cuts[device].mask) if scorer else None

@@ -22,6 +22,15 @@ bench = typer.Typer(add_completion=False, help="Measure parts of the system.")
 Figures = dict[str, Any]
 
 Json = Annotated[Path | None, typer.Option("--json", help="Write the figures to this file too.")]
+Data = Annotated[
+    str, typer.Option(help="An .npz file with splits train and test, or digits or fashion.")
+]
+Model = Annotated[str, typer.Option(help="Base model.")]
+Weights = Annotated[str, typer.Option(help="shipped, imagenet, a .safetensors file, or none.")]
+Seeds = Annotated[int, typer.Option(min=1, help="Repetitions.")]
+Pictures = Annotated[int, typer.Option(min=64, help="Training pictures, at most.")]
+TestPictures = Annotated[int, typer.Option(min=1, help="Test pictures, at most.")]
+Out = Annotated[Path, typer.Option(help="Folder; what it holds is not computed again.")]
 Threads = Annotated[int | None, typer.Option(min=1, max=1_024, help="Of torch; all by default.")]
 
 
@@ -32,7 +41,7 @@ def _bench() -> None:
 
 @bench.command("one-shot")
 def _one_shot(
-    model: Annotated[str, typer.Option(help="Base model.")] = "torchvision/resnet50",
+    model: Model = "torchvision/resnet50",
     entries: Annotated[int, typer.Option(min=1, max=100_000, help="Tasks in the library.")] = 1_000,
     search_entries: Annotated[
         int, typer.Option(min=1, max=1_000_000, help="Tasks in the search; ten kilobytes each.")
@@ -54,7 +63,7 @@ def _one_shot(
 
 @bench.command("switching")
 def _switching(
-    model: Annotated[str, typer.Option(help="Base model.")] = "torchvision/resnet18",
+    model: Model = "torchvision/resnet18",
     image_size: Annotated[int, typer.Option(min=32, max=1_024, help="Side of its pictures.")] = 64,
     keep_macs: Annotated[float, typer.Option(min=0.01, max=1.0, help="Of the base's MACs.")] = 0.25,
     codec: Annotated[str, typer.Option(help="What the weights are rounded by.")] = "float16",
@@ -122,12 +131,10 @@ def _adapters(
 
 @bench.command("fine-pruning")
 def _fine_pruning(
-    data: Annotated[
-        str, typer.Option(help="An .npz file with splits train and test, or digits or fashion.")
-    ] = "digits",
-    model: Annotated[str, typer.Option(help="Base model.")] = "sprig20",
-    weights: Annotated[str, typer.Option(help="Its weights: a name or a file.")] = "shipped",
-    seeds: Annotated[int, typer.Option(min=1, help="Repetitions.")] = 3,
+    data: Data = "digits",
+    model: Model = "sprig20",
+    weights: Weights = "shipped",
+    seeds: Seeds = 3,
     arm: Annotated[
         list[str] | None, typer.Option(help="Who is compared; repeatable; all by default.")
     ] = None,
@@ -135,14 +142,12 @@ def _fine_pruning(
         list[str] | None,
         typer.Option(metavar="METHOD=RATE", help="Learning rates to choose from; repeatable."),
     ] = None,
-    pictures: Annotated[int, typer.Option(min=64, help="Training pictures, at most.")] = 20_000,
-    test_pictures: Annotated[int, typer.Option(min=1, help="Test pictures, at most.")] = 4_000,
+    pictures: Pictures = 20_000,
+    test_pictures: TestPictures = 4_000,
     first_steps: Annotated[int, typer.Option(min=1, help="Steps before the first cut.")] = 60,
     steps: Annotated[int, typer.Option(min=1, help="Steps after a cut.")] = 40,
     reported_steps: Annotated[int, typer.Option(min=1, help="After those to 30 and 10 %.")] = 120,
-    out: Annotated[Path, typer.Option(help="Folder; what it holds is not computed again.")] = Path(
-        "runs/fine-pruning"
-    ),
+    out: Out = Path("runs/fine-pruning"),
     json_file: Json = None,
 ) -> None:
     """Compare adapters and fine-pruning at 30 and 10 % of the filters: hours on two cores."""
@@ -154,7 +159,7 @@ def _fine_pruning(
                 out,
                 data=data,
                 model=model,
-                weights=weights,
+                weights=_weights(weights),
                 seeds=seeds,
                 arms=arm or tuple(fine_pruning.ARMS),
                 rates=fine_pruning.read_rates(rate or ()),
@@ -178,20 +183,16 @@ def _pruners(
             "and a growing mask) or prompts (PASS and its parts)."
         ),
     ],
-    data: Annotated[
-        str, typer.Option(help="An .npz file with splits train and test, or digits or fashion.")
-    ] = "digits",
-    model: Annotated[str, typer.Option(help="Base model.")] = "sprig20",
-    weights: Annotated[
-        str, typer.Option(help="shipped, imagenet, a .safetensors file, or none.")
-    ] = "shipped",
-    seeds: Annotated[int, typer.Option(min=1, help="Repetitions.")] = 1,
+    data: Data = "digits",
+    model: Model = "sprig20",
+    weights: Weights = "shipped",
+    seeds: Seeds = 1,
     only: Annotated[
         list[str] | None, typer.Option(help="Part of a case's name; repeatable; all by default.")
     ] = None,
-    pictures: Annotated[int, typer.Option(min=64, help="Training pictures, at most.")] = 20_000,
+    pictures: Pictures = 20_000,
     validation_pictures: Annotated[int, typer.Option(min=10, help="What selects.")] = 2_000,
-    test_pictures: Annotated[int, typer.Option(min=10, help="What is reported.")] = 4_000,
+    test_pictures: TestPictures = 4_000,
     held_out: Annotated[
         str,
         typer.Option(help="Split that selects: test, where the weights saw all of train."),
@@ -209,9 +210,7 @@ def _pruners(
     ] = "",
     bf16: Annotated[bool, typer.Option("--bf16", help="Train in bfloat16.")] = False,
     threads: Threads = None,
-    out: Annotated[Path, typer.Option(help="Folder; what it holds is not computed again.")] = Path(
-        "runs/pruners"
-    ),
+    out: Out = Path("runs/pruners"),
     json_file: Json = None,
 ) -> None:
     """Compare the methods that fill a library with their papers and with baselines: hours."""
@@ -230,7 +229,7 @@ def _pruners(
     options = pruners.Options(
         data=data,
         model=model,
-        weights=None if weights == "none" else weights,
+        weights=_weights(weights),
         pictures=pictures,
         validation_pictures=validation_pictures,
         test_pictures=test_pictures,
@@ -253,6 +252,10 @@ def _pruners(
             )
 
     _report(json_file, measure, pruners.table)
+
+
+def _weights(name: str) -> str | None:
+    return None if name == "none" else name
 
 
 def _report(

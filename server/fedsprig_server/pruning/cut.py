@@ -18,7 +18,7 @@ from fedsprig.graph import index_within, shrink_plan
 from fedsprig.masks import Budget, Mask
 from fedsprig.pruning.aap.thresholds import Weighting, layer_count
 from fedsprig.subnetwork import AdapterConfig
-from fedsprig.wire import ATTENTION, CUT, Envelope
+from fedsprig.wire import ATTENTION, CUT
 from fedsprig.wire import device_pb2 as pb
 from fedsprig.wire.budgets import from_wire, to_wire
 from fedsprig_server.attendance import Attendance
@@ -123,19 +123,18 @@ class Shrinking:
         self, number: int, state: CohortState, networks: Networks, ledger: Ledger
     ) -> Generator[Ask, list[Answer], tuple[Share, dict[str, float]]]:
         """The cohort's sums, and every device's accuracy before the cut."""
-        messages = {}
-        for device, (adapter_digest, _, blob) in networks.sent(state).items():
-            wanted = pb.AttentionRequest(
-                run=networks.run,
-                round=number,
-                adapter=adapter_digest,
+        messages = networks.messages(
+            ATTENTION,
+            number,
+            networks.sent(state),
+            lambda device: pb.AttentionRequest(
                 network=networks.meant(device),
                 power=self.pruning.power,
                 form=self.pruning.form,
                 pictures=self.pruning.pictures,
                 seed=self.config.seed,
-            )
-            messages[device] = Envelope(ATTENTION, wanted.SerializeToString(), blob)
+            ),
+        )
         answers = yield from self.here.ask(
             messages,
             ledger,
@@ -157,16 +156,14 @@ class Shrinking:
         self, number: int, state: CohortState, networks: Networks, ledger: Ledger
     ) -> Generator[Ask, list[Answer], CohortState]:
         """Every device cuts its network; the state gets the statistics that it measures there."""
-        messages = {}
-        for device, (adapter_digest, _, blob) in networks.sent(state).items():
-            wanted = pb.CutRequest(
-                run=networks.run,
-                round=number,
-                adapter=adapter_digest,
-                mask=networks.cuts[device].mask.to_bytes(),
-                content=networks.content(device),
-            )
-            messages[device] = Envelope(CUT, wanted.SerializeToString(), blob)
+        messages = networks.messages(
+            CUT,
+            number,
+            networks.sent(state),
+            lambda device: pb.CutRequest(
+                mask=networks.cuts[device].mask.to_bytes(), content=networks.content(device)
+            ),
+        )
         answers = yield from self.here.ask(
             messages,
             ledger,

@@ -51,3 +51,44 @@ def job_for(small_net, small_plan, digits):
         return Job(**{**values, **changes})
 
     return make
+
+
+class StoppedError(Exception):
+    """A run that is stopped where it stands."""
+
+
+@pytest.fixture
+def stopped_in_every_epoch(tmp_path):
+    """Runs a method to its end and again, stopped amid every epoch of four steps: the same product.
+
+    Returns the number of epochs.
+    """
+
+    def compare(method, job):
+        plain, stopped, steps = [], set(), []
+        whole = method.prune(job, progress=lambda stage, done, total: plain.append((stage, done)))
+
+        def stop(stage, done, total):
+            steps.append((stage, done))
+            if done % 4 == 2 and (stage, done) not in stopped:
+                stopped.add((stage, done))
+                raise StoppedError
+
+        for _ in range(100):
+            try:
+                product = method.prune(job, progress=stop, checkpoint=tmp_path)
+                break
+            except StoppedError:
+                continue
+        # Every epoch was stopped once, and none that was whole was done again.
+        ends = [step for step in plain if step[1] % 4 == 0]
+        assert [step for step in steps if step[1] % 4 == 0] == ends
+        assert len(stopped) == len(ends)
+        assert product.weights_bytes() == whole.weights_bytes()
+        assert (product.scores, product.mask) == (whole.scores, whole.mask)
+        assert product.weight_mask == whole.weight_mask
+        assert product.metrics == whole.metrics
+        assert product.settings == whole.settings
+        return len(ends)
+
+    return compare

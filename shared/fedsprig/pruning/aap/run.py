@@ -134,7 +134,7 @@ class AAPRun:
         seed = derive_seed(job.seed, "aap", "whole")
         if epoch:
             early = part(method.training, 0, epoch)
-            self._train(stage, early, f"{seed} early", "whole network", checkpoint="early epochs")
+            self._train(stage, early, f"{seed} early", "whole network, early epochs")
         if method.rewind == "weights":
             added[_REWIND] = stage.arrays()
         if method.train_first:
@@ -294,9 +294,7 @@ class AAPRun:
         self._train(cut, config, str(derive_seed(job.seed, "aap", str(number))), f"round {number}")
         return cut
 
-    def _train(
-        self, stage: Stage, config: TrainConfig, seed: str, name: str, *, checkpoint: str = ""
-    ) -> None:
+    def _train(self, stage: Stage, config: TrainConfig, seed: str, name: str) -> None:
         train(
             stage,
             self._job,
@@ -305,7 +303,7 @@ class AAPRun:
             calibration=self._pictures,
             name=name,
             progress=self._progress,
-            checkpoint=self._journal.checkpoint(checkpoint or name),
+            checkpoint=self._journal.checkpoint(name),
         )
 
     def _strengths(self, stage: Stage) -> Strengths:

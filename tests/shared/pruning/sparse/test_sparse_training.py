@@ -270,10 +270,6 @@ def test_half_precision_leaves_weights_and_masks_in_full(job_for, method):
     assert all(product.weights[name].dtype == np.float32 for name in mask.tensors)
 
 
-class Told(Exception):
-    """A run that is stopped where it stands."""
-
-
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(
     ("policy", "text", "pattern"),
@@ -284,38 +280,11 @@ class Told(Exception):
     ],
 )
 def test_a_run_stopped_in_every_epoch_ends_as_one_that_was_not(
-    job_for, tmp_path, method, policy, text, pattern
+    job_for, stopped_in_every_epoch, method, policy, text, pattern
 ):
-    job = job_for(policy, text)
     pruner = method(training=FAST, pattern=pattern, finish_epochs=2, trials=2)
-    whole = pruner.prune(job, checkpoint=tmp_path / "whole")
-    stopped, steps = set(), []
-
-    def stop(stage, done, total):
-        steps.append((stage, done))
-        if done % 4 == 2 and (stage, done) not in stopped:
-            stopped.add((stage, done))
-            raise Told
-
-    for _ in range(50):
-        try:
-            product = pruner.prune(job, progress=stop, checkpoint=tmp_path / "stopped")
-            break
-        except Told:
-            continue
     # Two epochs of the whole network, two of the course and of the finish each.
-    assert len(stopped) >= 6
-    # No epoch was done more than twice: what was saved is not done again.
-    assert max(steps.count(step) for step in set(steps)) <= 3
-    ends = [step for step in set(steps) if step[1] % 4 == 0]
-    assert all(steps.count(step) == 1 for step in ends)
-    assert product.weights_bytes() == whole.weights_bytes()
-    assert (product.scores, product.mask) == (whole.scores, whole.mask)
-    assert product.weight_mask == whole.weight_mask
-    assert product.metrics == whole.metrics
-    assert product.settings == whole.settings
-    names = {path.name for path in (tmp_path / "stopped").iterdir()}
-    assert "state.json" in names
+    assert stopped_in_every_epoch(pruner, job_for(policy, text)) >= 6
 
 
 @pytest.mark.parametrize(

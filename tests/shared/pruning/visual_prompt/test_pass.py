@@ -222,10 +222,6 @@ def test_the_smallest_network_within_a_loss_is_found(job_for):
     assert product.metrics["rounds"] == 2
 
 
-class Stopped(Exception):
-    """A run that is stopped where it stands."""
-
-
 @pytest.mark.parametrize(
     ("policy", "text", "changes"),
     [
@@ -235,34 +231,11 @@ class Stopped(Exception):
     ],
 )
 def test_a_run_stopped_in_every_epoch_ends_as_one_that_was_not(
-    job_for, tmp_path, policy, text, changes
+    job_for, stopped_in_every_epoch, policy, text, changes
 ):
-    job = job_for(policy, text)
     method = replace(QUICK, search=replace(SEARCH, epochs=3), **changes)
-    whole = method.prune(job, checkpoint=tmp_path / "whole")
-    stopped, steps = set(), []
-
-    def stop(stage, done, total):
-        steps.append((stage, done))
-        if done % 4 == 2 and (stage, done) not in stopped:
-            stopped.add((stage, done))
-            raise Stopped
-
-    for _ in range(50):
-        try:
-            product = method.prune(job, progress=stop, checkpoint=tmp_path / "stopped")
-            break
-        except Stopped:
-            continue
     # Once in the whole network's training, thrice in a search, once in the fine-tuning.
-    assert len(stopped) >= 5
-    ends = [step for step in set(steps) if step[1] % 4 == 0]
-    assert len(ends) >= 5
-    assert all(steps.count(step) == 1 for step in ends)  # what was saved is not done again
-    assert product.weights_bytes() == whole.weights_bytes()
-    assert (product.scores, product.mask) == (whole.scores, whole.mask)
-    assert product.metrics == whole.metrics
-    assert product.settings == whole.settings
+    assert stopped_in_every_epoch(method, job_for(policy, text)) >= 5
 
 
 def test_a_search_that_counts_steps_is_one_part(job_for):
