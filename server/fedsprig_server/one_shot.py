@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fedsprig.masks import Budget, Mask, ScoreSet, solve
-from fedsprig.tasks import Neighbour, TaskSketch, nearest, neighbour_weights
+from fedsprig.tasks import Evidence, Neighbour, TaskSketch, nearest, neighbour_weights
 from fedsprig_server.arms import ARMS, Described
 from fedsprig_server.base import Base
 from fedsprig_server.config import SelectionConfig
@@ -51,7 +51,7 @@ def find(
     index = library.index(base.digest)
     if visible is not None:
         index = index.first(visible)
-    hits = nearest(sketch, index, similarity=selection.similarity, count=MAX_NEIGHBOURS)
+    hits = nearest(Evidence(sketch), index, similarity=selection.similarity, count=MAX_NEIGHBOURS)
     shares = neighbour_weights([hit.similarity for hit in hits], selection.temperature)
     entries = library.entries_named([hit.name for hit in hits])
     found = []

@@ -5,20 +5,33 @@ Needs no torch until a model is run or scores are combined.
 
 from fedsprig.tasks.prototype_head import class_means, projected_variance, prototype_head
 from fedsprig.tasks.score_mask import Neighbour, neighbour_weights, score_mask
-from fedsprig.tasks.similarity import SIMILARITIES, Hit, Similarity, SketchIndex, nearest
-from fedsprig.tasks.sketch import sketch
+from fedsprig.tasks.similarity import (
+    SIMILARITIES,
+    Evidence,
+    Features,
+    Hit,
+    Similarity,
+    SimilarityMethod,
+    SketchIndex,
+    nearest,
+)
+from fedsprig.tasks.sketch import observe, sketch
 from fedsprig.tasks.task_sketch import TaskSketch
 
 __all__ = [
     "SIMILARITIES",
+    "Evidence",
+    "Features",
     "Hit",
     "Neighbour",
     "Similarity",
+    "SimilarityMethod",
     "SketchIndex",
     "TaskSketch",
     "class_means",
     "nearest",
     "neighbour_weights",
+    "observe",
     "projected_variance",
     "prototype_head",
     "score_mask",

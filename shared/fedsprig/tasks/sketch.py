@@ -11,12 +11,73 @@ from numpy.typing import NDArray
 
 from fedsprig.errors import LabelRangeError, SketchError
 from fedsprig.graph.plan import GroupPlan, Tap
+from fedsprig.tasks.prototype_head import projected_variance
+from fedsprig.tasks.similarity.evidence import Evidence, Features
 from fedsprig.tasks.task_sketch import TaskSketch
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 BATCH: Final = 128
+
+
+def observe(
+    model: nn.Module,
+    plan: GroupPlan | None,
+    head: str,
+    images: Tensor,
+    labels: Tensor,
+    classes: Sequence[str],
+    *,
+    probe: str,
+    noise: float = 0.0,
+    rng: np.random.Generator | None = None,
+) -> Evidence:
+    """Describe labelled pictures by the features that a probe gives them, and keep these features.
+
+    Args:
+        model: The probe. It is used in evaluation mode and handed back in the mode it came in.
+        plan: The probe's own group plan where the fingerprint is wanted, else ``None``.
+        head: Module path of its classifier, whose input ``[n, features]`` the features are.
+        images: Preprocessed pictures, float ``[n, 3, height, width]``, on any device.
+        labels: int64 ``[n]``, from 0 to ``len(classes) - 1``.
+        classes: A name by class; empty texts keep the names private.
+        probe: Digest that names the probe, as the server gives it.
+        noise: Standard deviation of Gaussian noise on every coordinate of a prototype and of the
+            fingerprint, and on the spread, in units of the root mean square of what it is added to.
+            It blurs what a class of few pictures gives away; it is no proof of differential
+            privacy, since features are not clipped. Counts stay exact. 0 adds none. Features are
+            never blurred: they are not for sending.
+        rng: Where the noise is drawn from; needed when ``noise`` is not 0.
+
+    Raises:
+        SketchError: No pictures, no such head, features that are no finite ``[n, features]``, or
+            noise without ``rng``.
+        LabelRangeError: A label that no class has.
+    """
+    if noise < 0 or (noise > 0 and rng is None):
+        raise SketchError(f"noise {noise}: use a number from 0 up, and pass rng with it")
+    _check_labels(images, labels, len(classes))
+    sums, fingerprint, features = _measure(model, plan, head, images, labels, len(classes))
+    numbers = labels.cpu().numpy()
+    counts = np.bincount(numbers, minlength=len(classes)).astype(np.int64)
+    prototypes = sums / np.maximum(counts, 1)[:, None]
+    spread = np.array(projected_variance(features, numbers, prototypes))
+    if noise > 0 and rng is not None:
+        present = counts > 0
+        prototypes[present] = _blurred(prototypes[present], noise, rng)
+        fingerprint = np.maximum(_blurred(fingerprint, noise, rng), 0.0)
+        spread = np.abs(_blurred(spread, noise, rng))
+    described = TaskSketch(
+        probe=probe,
+        prototypes=prototypes.astype(np.float32),
+        counts=counts,
+        classes=tuple(classes),
+        fingerprint=fingerprint.astype(np.float32),
+        groups=tuple(group.units for group in plan.groups) if plan else (),
+        spread=float(spread),
+    )
+    return Evidence(described, Features(features, numbers.astype(np.int64)))
 
 
 def sketch(
@@ -31,44 +92,9 @@ def sketch(
     noise: float = 0.0,
     rng: np.random.Generator | None = None,
 ) -> TaskSketch:
-    """Describe labelled pictures by the features that a probe gives them.
-
-    Args:
-        model: The probe. It is used in evaluation mode and handed back in the mode it came in.
-        plan: The probe's own group plan where the fingerprint is wanted, else ``None``.
-        head: Module path of its classifier, whose input ``[n, features]`` the features are.
-        images: Preprocessed pictures, float ``[n, 3, height, width]``, on any device.
-        labels: int64 ``[n]``, from 0 to ``len(classes) - 1``.
-        classes: A name by class; empty texts keep the names private.
-        probe: Digest that names the probe, as the server gives it.
-        noise: Standard deviation of Gaussian noise on every coordinate of a prototype and of the
-            fingerprint, in units of the root mean square of what it is added to. It blurs what a
-            class of few pictures gives away; it is no proof of differential privacy, since features
-            are not clipped. Counts stay exact. 0 adds none.
-        rng: Where the noise is drawn from; needed when ``noise`` is not 0.
-
-    Raises:
-        SketchError: No pictures, no such head, features that are no finite ``[n, features]``, or
-            noise without ``rng``.
-        LabelRangeError: A label that no class has.
-    """
-    if noise < 0 or (noise > 0 and rng is None):
-        raise SketchError(f"noise {noise}: use a number from 0 up, and pass rng with it")
-    _check_labels(images, labels, len(classes))
-    sums, fingerprint = _measure(model, plan, head, images, labels, len(classes))
-    counts = np.bincount(labels.cpu().numpy(), minlength=len(classes)).astype(np.int64)
-    prototypes = sums / np.maximum(counts, 1)[:, None]
-    if noise > 0 and rng is not None:
-        present = counts > 0
-        prototypes[present] = _blurred(prototypes[present], noise, rng)
-        fingerprint = np.maximum(_blurred(fingerprint, noise, rng), 0.0)
-    return TaskSketch(
-        probe=probe,
-        prototypes=prototypes.astype(np.float32),
-        counts=counts,
-        classes=tuple(classes),
-        fingerprint=fingerprint.astype(np.float32),
-    )
+    """The sketch alone; arguments and errors as of :func:`observe`."""
+    seen = observe(model, plan, head, images, labels, classes, probe=probe, noise=noise, rng=rng)
+    return seen.sketch
 
 
 def _check_labels(images: Tensor, labels: Tensor, classes: int) -> None:
@@ -98,8 +124,8 @@ def _measure(
     images: Tensor,
     labels: Tensor,
     classes: int,
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Sums of features ``[classes, features]`` and mean absolute activations ``[units]``."""
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float32]]:
+    """Sums of features by class, mean absolute activations ``[units]``, and the features."""
     import torch
 
     from fedsprig.training.modes import device_of, keeping_modes, labelled_batches, on_device
@@ -107,6 +133,7 @@ def _measure(
     seen: list[Tensor] = []
     groups = [np.zeros(group.units) for group in plan.groups] if plan else []
     sums: dict[int, NDArray[np.float64]] = {}
+    kept: list[NDArray[np.float32]] = []
     device = device_of(model)
     with (
         keeping_modes(model),
@@ -119,11 +146,13 @@ def _measure(
             model(on_device(batch, device))
             rows = batch_labels.cpu().numpy()
             features = _features(seen, head, len(batch))
+            kept.append(features.astype(np.float32))
             for label in np.unique(rows):
                 sums[label] = sums.get(label, 0.0) + features[rows == label].sum(axis=0)
     width = len(next(iter(sums.values())))
     whole = np.stack([sums.get(label, np.zeros(width)) for label in range(classes)])
-    return whole, np.concatenate(groups) / len(images) if groups else np.zeros(0)
+    means = np.concatenate(groups) / len(images) if groups else np.zeros(0)
+    return whole, means, np.concatenate(kept)
 
 
 def _features(seen: list[Tensor], head: str, pictures: int) -> NDArray[np.float64]:
@@ -195,4 +224,4 @@ def _module(model: nn.Module, path: str) -> nn.Module:
         ) from None
 
 
-__all__ = ["TaskSketch", "sketch"]
+__all__ = ["TaskSketch", "observe", "sketch"]

@@ -38,6 +38,10 @@ class TaskSketch:
             it private.
         fingerprint: float32 ``[units]``: mean absolute activation of every unit of the plan's
             groups, in their order; empty when it was not measured.
+        groups: Units of each of these groups, in the same order; empty where they are not known,
+            as in sketches of before they were kept.
+        spread: How far pictures lie from their class means along the directions between these
+            (:func:`fedsprig.tasks.projected_variance`); 0 where it is not known.
 
     Raises:
         SketchError: Shapes, dtypes or values that contradict the above.
@@ -48,6 +52,8 @@ class TaskSketch:
     counts: NDArray[np.int64]
     classes: tuple[str, ...]
     fingerprint: NDArray[np.float32]
+    groups: tuple[int, ...] = ()
+    spread: float = 0.0
 
     def __post_init__(self) -> None:
         """Check everything that the types cannot say."""
@@ -62,6 +68,10 @@ class TaskSketch:
         _require(all(map(_is_class_name, self.classes)), "classes")
         _require(self.fingerprint.dtype == np.float32 and self.fingerprint.ndim == 1, "fingerprint")
         _require(bool(np.isfinite(self.fingerprint).all()), "fingerprint")
+        if self.groups:
+            _require(all(map(_is_size, self.groups)), "groups")
+            _require(sum(self.groups) == self.fingerprint.size, "groups")
+        _require(type(self.spread) is float and 0 <= self.spread < np.inf, "spread")
 
     @property
     def pictures(self) -> int:
@@ -84,8 +94,12 @@ class TaskSketch:
         arrays: dict[str, NDArray[Any]] = {"counts": self.counts, "prototypes": self.prototypes}
         if self.fingerprint.size:
             arrays["fingerprint"] = self.fingerprint
-        names = json.dumps(self.classes, ensure_ascii=True, separators=(",", ":"))
-        return pack(arrays, {"kind": KIND, "probe": self.probe, "classes": names})
+        metadata = {"kind": KIND, "probe": self.probe, "classes": _json(self.classes)}
+        if self.groups:
+            metadata["groups"] = _json(self.groups)
+        if self.spread:
+            metadata["spread"] = _json(self.spread)
+        return pack(arrays, metadata)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> TaskSketch:
@@ -98,11 +112,8 @@ class TaskSketch:
         arrays, metadata = unpack(data, limits=LIMITS)
         if metadata.get("kind") != KIND or not {"counts", "prototypes"} <= arrays.keys():
             raise SketchError(f"the artefact is no {KIND}: describe the task again")
-        try:
-            classes = json.loads(metadata.get("classes", ""))
-        except (ValueError, RecursionError):
-            classes = None
-        if not isinstance(classes, list):
+        classes, groups = (_read_json(metadata.get(key, "[]")) for key in ("classes", "groups"))
+        if not isinstance(classes, list) or not isinstance(groups, list):
             raise SketchError("the sketch's class names are no list: describe the task again")
         return cls(
             probe=metadata.get("probe", ""),
@@ -110,6 +121,8 @@ class TaskSketch:
             counts=arrays["counts"],
             classes=tuple(classes),
             fingerprint=arrays.get("fingerprint", np.zeros(0, np.float32)),
+            groups=tuple(groups),
+            spread=_read_json(metadata.get("spread", "0.0")),
         )
 
     @classmethod
@@ -118,7 +131,8 @@ class TaskSketch:
 
         Class ``c`` of the result is the mean over the pictures of class ``c`` on all devices, so
         that the result equals a sketch made of all pictures at once. A class name that some devices
-        keep private is taken from those that do not.
+        keep private is taken from those that do not. The spread is the mean over pictures of the
+        devices' (each around its own class means), where all of them tell it.
 
         Raises:
             ProbeMismatchError: The sketches are of different probes.
@@ -133,6 +147,7 @@ class TaskSketch:
             if (
                 item.prototypes.shape != first.prototypes.shape
                 or item.fingerprint.shape != first.fingerprint.shape
+                or item.groups != first.groups
             ):
                 raise SketchError(
                     f"sketches of one task have prototypes {first.prototypes.shape} and "
@@ -142,9 +157,11 @@ class TaskSketch:
         totals = weights.sum(axis=0)
         sums = np.zeros(first.prototypes.shape)
         fingerprint = np.zeros(first.fingerprint.shape)
-        for counts, item in zip(weights, sketches, strict=True):
+        shares = weights.sum(axis=1) / totals.sum()
+        for counts, share, item in zip(weights, shares, sketches, strict=True):
             sums += counts[:, None] * item.prototypes
-            fingerprint += counts.sum() / totals.sum() * item.fingerprint
+            fingerprint += share * item.fingerprint
+        spreads = [item.spread for item in sketches]
         return cls(
             probe=first.probe,
             prototypes=(sums / np.maximum(totals, 1.0)[:, None]).astype(np.float32),
@@ -153,6 +170,8 @@ class TaskSketch:
                 _one_name(names) for names in zip(*(s.classes for s in sketches), strict=True)
             ),
             fingerprint=fingerprint.astype(np.float32),
+            groups=first.groups,
+            spread=float(shares @ spreads) if all(spreads) else 0.0,
         )
 
 
@@ -171,6 +190,22 @@ def check_same_probe(expected: str, found: str) -> None:
 
 def _is_class_name(name: object) -> bool:
     return isinstance(name, str) and len(name) <= MAX_CLASS_NAME and name.isprintable()
+
+
+def _is_size(units: object) -> bool:
+    return type(units) is int and units > 0
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=True, separators=(",", ":"))
+
+
+def _read_json(text: str) -> Any:
+    """What a text of the metadata says; ``None`` where it is no JSON."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
 
 
 def _one_name(names: tuple[str, ...]) -> str:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from fedsprig.graph import GroupPlan, materialize
 from fedsprig.masks import Budget, ScoreSet
-from fedsprig.tasks import SketchIndex, TaskSketch, nearest
+from fedsprig.tasks import Evidence, SketchIndex, TaskSketch, nearest
 from fedsprig_server.base import Base
 from fedsprig_server.config import SelectionConfig
 from fedsprig_server.library import Entry, Library
@@ -162,7 +162,7 @@ def _search(
     index = _large_index(entries, features, classes, rng)
     seconds = []
     for _ in range(repeats + 1):
-        query = _sketch(classes, features, rng)
+        query = Evidence(_sketch(classes, features, rng))
         start = time.perf_counter()
         nearest(query, index)
         seconds.append(time.perf_counter() - start)

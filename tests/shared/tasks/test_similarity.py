@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,12 +11,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedsprig.errors import ProbeMismatchError, SketchError, UnknownNameError
-from fedsprig.tasks import SIMILARITIES, SketchIndex, TaskSketch, nearest
+from fedsprig.tasks import SIMILARITIES, Evidence, SketchIndex, TaskSketch
+from fedsprig.tasks import nearest as search_by
+from fedsprig.tasks.similarity import Hit, search
 from fedsprig.tasks.similarity import prototypes as prototypes_function
-from fedsprig.tasks.similarity import search
 
 PROBE = "a" * 64
-prototypes = SIMILARITIES["prototypes"]
+
+
+def prototypes(query: TaskSketch, index: SketchIndex, *rest: Any) -> np.ndarray:
+    return SIMILARITIES["prototypes"].compare(Evidence(query), index, *rest)
+
+
+def nearest(query: TaskSketch, index: SketchIndex, **options: Any) -> tuple[Hit, ...]:
+    return search_by(Evidence(query), index, **options)
 
 
 def sketch(rng: np.random.Generator, features: int = 6, classes: int | None = None) -> TaskSketch:

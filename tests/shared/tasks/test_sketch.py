@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fedsprig.errors import LabelRangeError, SketchError
 from fedsprig.graph import AxisMap, Group, GroupPlan, Tap
+from fedsprig.tasks import class_means, observe, projected_variance
 from fedsprig.tasks import sketch as describe
 
 CLASSES = ("a", "", "c", "d")
@@ -95,6 +96,21 @@ def test_prototypes_are_the_class_means_of_the_heads_inputs(net: Net, count: int
     assert made.fingerprint.size == 0
 
 
+def test_what_was_observed_is_kept_picture_by_picture(net: Net) -> None:
+    images, labels = pictures(300)
+    seen = observe(net, plan_of(net), "head", images, labels, CLASSES, probe=PROBE)
+    made = sketch(net, plan_of(net), "head", images, labels, CLASSES)
+    assert seen.sketch.to_bytes() == made.to_bytes()
+    assert made.groups == (3,)
+    assert seen.features is not None
+    net.eval()
+    each = np.array([features(net, image) for image in images])
+    np.testing.assert_allclose(seen.features.array, each, atol=1e-5)
+    np.testing.assert_array_equal(seen.features.labels, labels)
+    means, _ = class_means(each.astype(np.float64), labels.numpy(), 4)
+    assert made.spread == pytest.approx(projected_variance(each, labels.numpy(), means), rel=1e-4)
+
+
 @pytest.mark.parametrize(("where", "module"), [("output", "norm"), ("input", "act")])
 def test_the_fingerprint_is_the_mean_activation_of_each_unit(
     net: Net, where: str, module: str
@@ -153,6 +169,8 @@ def test_noise_is_drawn_from_rng_and_scaled(net: Net) -> None:
     np.testing.assert_array_equal(noisy.prototypes[3], np.zeros(6))  # a class without pictures
     assert (noisy.fingerprint >= 0).all()
     assert not np.array_equal(noisy.fingerprint, clean.fingerprint)
+    assert noisy.spread > 0
+    assert noisy.spread != clean.spread
     with pytest.raises(SketchError, match="pass rng"):
         sketch(net, None, "head", images, labels, CLASSES, noise=0.1)
 

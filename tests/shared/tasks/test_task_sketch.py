@@ -25,12 +25,17 @@ names = st.text(max_size=8).filter(str.isprintable)
 def sketches(draw: st.DrawFn) -> TaskSketch:
     classes, features = draw(st.integers(1, 4)), draw(st.integers(1, 5))
     counts = draw(st.lists(st.integers(0, 9), min_size=classes, max_size=classes).filter(any))
+    fingerprint = draw(npst.arrays(np.float32, st.integers(0, 6), elements=finite))
+    cut = draw(st.integers(0, fingerprint.size))
+    sizes = tuple(size for size in (cut, fingerprint.size - cut) if size)
     return TaskSketch(
         probe=PROBE,
         prototypes=draw(npst.arrays(np.float32, (classes, features), elements=finite)),
         counts=np.array(counts, np.int64),
         classes=tuple(draw(st.lists(names, min_size=classes, max_size=classes))),
-        fingerprint=draw(npst.arrays(np.float32, st.integers(0, 6), elements=finite)),
+        fingerprint=fingerprint,
+        groups=draw(st.sampled_from([(), sizes])),
+        spread=draw(st.floats(0, allow_infinity=False)),
     )
 
 
@@ -55,6 +60,7 @@ def test_a_round_trip_is_exact(made: TaskSketch) -> None:
     np.testing.assert_array_equal(again.prototypes, made.prototypes)
     np.testing.assert_array_equal(again.counts, made.counts)
     np.testing.assert_array_equal(again.fingerprint, made.fingerprint)
+    assert (again.groups, again.spread) == (made.groups, made.spread)
 
 
 def test_the_format_has_not_changed() -> None:
@@ -85,6 +91,13 @@ def test_what_a_sketch_counts() -> None:
         ({"classes": ("cat", "dog", "x" * 201)}, "classes"),
         ({"fingerprint": np.array([np.inf], np.float32)}, "fingerprint"),
         ({"fingerprint": np.zeros((1, 2), np.float32)}, "fingerprint"),
+        ({"groups": (1,)}, "groups"),
+        ({"groups": (1, 1, 0)}, "groups"),
+        ({"groups": (1, True)}, "groups"),
+        ({"spread": -1.0}, "spread"),
+        ({"spread": float("nan")}, "spread"),
+        ({"spread": float("inf")}, "spread"),
+        ({"spread": None}, "spread"),
     ],
 )
 def test_what_contradicts_itself_is_refused(changes: Any, what: str) -> None:
@@ -121,6 +134,14 @@ def test_merged_sketches_are_the_sketch_of_all_pictures(seed: int, devices: int)
     np.testing.assert_array_equal(merged.counts, whole.counts)
     np.testing.assert_allclose(merged.prototypes, whole.prototypes, atol=1e-5)
     np.testing.assert_allclose(merged.fingerprint, whole.fingerprint, atol=1e-5)
+
+
+def test_the_spread_of_all_devices_is_the_mean_over_their_pictures() -> None:
+    one, two = sketch(spread=2.0), sketch(spread=6.0, counts=np.array([7, 1, 1]))
+    assert TaskSketch.merge([one, two]).spread == pytest.approx((3 * 2 + 9 * 6) / 12)
+    assert TaskSketch.merge([one, sketch()]).spread == 0
+    with pytest.raises(SketchError, match="describe all"):
+        TaskSketch.merge([one, sketch(groups=(1, 1))])
 
 
 def _of(features: np.ndarray, labels: np.ndarray) -> TaskSketch:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsprig.errors import SketchError
+from fedsprig.errors import LibraryError, SketchError
 from fedsprig.tasks.task_sketch import TaskSketch, check_same_probe
+
+if TYPE_CHECKING:
+    from fedsprig.masks.layout import Layout
+    from fedsprig.masks.scores import ScoreSet
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -18,7 +23,7 @@ class SketchIndex:
 
     Cosines are taken around the library's centre: features after a nonlinearity share a large
     common part, next to which all tasks look alike. Memory: ``4 * features * (classes + 1)`` bytes
-    an entry.
+    an entry, and 4 a unit of the fingerprint and of the scores.
 
     Attributes:
         names: Entry names.
@@ -28,6 +33,12 @@ class SketchIndex:
         centre: float32 ``[features]``: mean over the entries of their task means.
         means: float32 ``[entries, features]``: task mean (over classes) minus centre, at length 1;
             zero where it is the centre.
+        spreads: float64 ``[entries]``: :attr:`TaskSketch.spread` of each; 0 where it is not known.
+        fingerprints: float32 ``[entries, units]``; zero rows where a sketch has none.
+        groups: Units of the fingerprint's groups; empty where no sketch tells them.
+        scores: float32 ``[entries, all units]``, every group at a root mean square of 1, where
+            :meth:`with_scores` put them.
+        layout: Of these scores.
     """
 
     names: tuple[str, ...]
@@ -36,6 +47,11 @@ class SketchIndex:
     starts: NDArray[np.int64]
     centre: NDArray[np.float32]
     means: NDArray[np.float32]
+    spreads: NDArray[np.float64]
+    fingerprints: NDArray[np.float32]
+    groups: tuple[int, ...] = ()
+    scores: NDArray[np.float32] | None = None
+    layout: Layout | None = None
 
     @classmethod
     def build(cls, names: Sequence[str], sketches: Sequence[TaskSketch]) -> SketchIndex:
@@ -43,14 +59,26 @@ class SketchIndex:
 
         Raises:
             ProbeMismatchError: They are of different probes.
-            SketchError: Names repeat or do not match, or features differ in number.
+            SketchError: Names repeat or do not match, or features or units differ in number.
         """
         empty = np.zeros((0, 0), np.float32)
-        nothing = cls((), "", empty, np.zeros(1, np.int64), np.zeros(0, np.float32), empty)
+        nothing = cls(
+            names=(),
+            probe="",
+            prototypes=empty,
+            starts=np.zeros(1, np.int64),
+            centre=np.zeros(0, np.float32),
+            means=empty,
+            spreads=np.zeros(0),
+            fingerprints=empty,
+        )
         return nothing.extended(names, sketches)
 
     def extended(self, names: Sequence[str], sketches: Sequence[TaskSketch]) -> SketchIndex:
-        """An index with further entries behind these; errors as in :meth:`build`."""
+        """An index with further entries behind these; errors as in :meth:`build`.
+
+        It has no scores: give it those of all entries again.
+        """
         whole = (*self.names, *names)
         if len(names) != len(sketches) or len(set(whole)) != len(whole):
             raise SketchError("an index needs one name for every sketch, no name twice")
@@ -71,10 +99,52 @@ class SketchIndex:
         prototypes = np.concatenate(old + new)
         starts = np.concatenate([self.starts, ends]).astype(np.int64)
         centre, means = _means(prototypes, starts)
-        return SketchIndex(whole, probe, prototypes, starts, centre, means)
+        fingerprints, groups = self._with_fingerprints(names, sketches)
+        spreads = np.concatenate([self.spreads, [item.spread for item in sketches]])
+        return SketchIndex(
+            whole, probe, prototypes, starts, centre, means, spreads, fingerprints, groups
+        )
+
+    def _with_fingerprints(
+        self, names: Sequence[str], sketches: Sequence[TaskSketch]
+    ) -> tuple[NDArray[np.float32], tuple[int, ...]]:
+        """The fingerprints and their groups with those of further sketches."""
+        units = self.fingerprints.shape[1] or max(item.fingerprint.size for item in sketches)
+        groups = self.groups
+        rows = np.zeros((len(self) + len(sketches), units), np.float32)
+        if self.fingerprints.size:
+            rows[: len(self)] = self.fingerprints
+        for place, (name, item) in enumerate(zip(names, sketches, strict=True), len(self)):
+            if item.fingerprint.size not in (0, units) or len({groups, item.groups} - {()}) > 1:
+                raise SketchError(
+                    f"sketch {name!r} has {item.fingerprint.size} units in groups other than the "
+                    "others': describe the task again with the server's probe"
+                )
+            groups = groups or item.groups
+            if item.fingerprint.size:
+                rows[place] = item.fingerprint
+        return rows, groups
+
+    def with_scores(self, scores: Sequence[ScoreSet]) -> SketchIndex:
+        """The index with the unit scores of its entries, in their order.
+
+        Raises:
+            LibraryError: Another number of score sets than entries.
+            PlanError: Score sets of different plans.
+        """
+        if len(scores) != len(self):
+            raise LibraryError(f"{len(scores)} score sets for {len(self)} entries: give each its")
+        if not scores:
+            return self
+        layout = scores[0].layout
+        rows = np.zeros((len(self), layout.units), np.float32)
+        for row, item in zip(rows, scores, strict=True):
+            item.layout.check(layout, "an entry's score set")
+            row[:] = item.normalised().flat
+        return replace(self, scores=rows, layout=layout)
 
     def first(self, count: int) -> SketchIndex:
-        """The index as it was when it had ``count`` entries; itself when it has no more."""
+        """The index of the first ``count`` entries; itself when it has no more."""
         if count >= len(self):
             return self
         if count <= 0:
@@ -82,7 +152,19 @@ class SketchIndex:
         starts = self.starts[: count + 1]
         prototypes = self.prototypes[: starts[-1]]
         centre, means = _means(prototypes, starts)
-        return SketchIndex(self.names[:count], self.probe, prototypes, starts, centre, means)
+        return SketchIndex(
+            names=self.names[:count],
+            probe=self.probe,
+            prototypes=prototypes,
+            starts=starts,
+            centre=centre,
+            means=means,
+            spreads=self.spreads[:count],
+            fingerprints=self.fingerprints[:count],
+            groups=self.groups,
+            scores=None if self.scores is None else self.scores[:count],
+            layout=self.layout,
+        )
 
     def __len__(self) -> int:
         """Number of entries."""
@@ -103,6 +185,18 @@ class SketchIndex:
                 f"the sketch has {query.prototypes.shape[1]} features, the library "
                 f"{self.prototypes.shape[1]}: describe the task again with the server's probe"
             )
+
+    def positions(self, names: Sequence[str]) -> NDArray[np.int64]:
+        """Where entries of these names are: int64 ``[names]``.
+
+        Raises:
+            LibraryError: One of them is not there.
+        """
+        places = {name: place for place, name in enumerate(self.names)}
+        for name in names:
+            if name not in places:
+                raise LibraryError(f"the library has no entry {name!r:.80}: list its entries")
+        return np.array([places[name] for name in names], np.int64)
 
     def rows_of(self, entries: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Prototypes of some entries, copied, and where each of the entries begins among them."""

@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsprig.tasks.similarity.evidence import Evidence
 from fedsprig.tasks.similarity.index import SketchIndex, unit
-from fedsprig.tasks.task_sketch import TaskSketch
 
 _CHUNK_ENTRIES = 2048  # bounds the copied prototypes: memory stays small in a large library
 
 
 def prototypes(
-    query: TaskSketch, index: SketchIndex, entries: NDArray[np.int64] | None = None
+    evidence: Evidence, index: SketchIndex, entries: NDArray[np.int64] | None = None
 ) -> NDArray[np.float64]:
     """Centred cosine of best-matching classes, averaged over both sides.
 
@@ -25,7 +25,7 @@ def prototypes(
     whatever the numbers of classes. Classes without pictures do not count.
 
     Args:
-        query: The new task.
+        evidence: The new task; its sketch is enough.
         index: The library.
         entries: int64: positions of the entries to compare with; all of them when ``None``.
 
@@ -35,6 +35,7 @@ def prototypes(
     Raises:
         ProbeMismatchError: The query is of another probe.
     """
+    query = evidence.sketch
     index.check(query)
     if entries is None:
         entries = np.arange(len(index))

@@ -5,30 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Final, Protocol
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedsprig.spelling import lookup
+from fedsprig.tasks.similarity.evidence import Evidence
 from fedsprig.tasks.similarity.index import SketchIndex, unit
+from fedsprig.tasks.similarity.method import SimilarityMethod
 from fedsprig.tasks.similarity.prototypes import prototypes
 from fedsprig.tasks.task_sketch import TaskSketch
 
 SHORTLIST: Final = 200
 
 
-class Similarity(Protocol):
-    """How alike a task and library entries are; greater is more alike."""
-
-    def __call__(
-        self, query: TaskSketch, index: SketchIndex, entries: NDArray[np.int64] | None = None
-    ) -> NDArray[np.float64]:
-        """Similarity with the entries at these positions, or with all."""
-        ...
-
-
-SIMILARITIES: Final[Mapping[str, Similarity]] = MappingProxyType({"prototypes": prototypes})
+SIMILARITIES: Final[Mapping[str, SimilarityMethod]] = MappingProxyType(
+    {method.name: method for method in (SimilarityMethod("prototypes", prototypes),)}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +34,11 @@ class Hit:
 
 
 def nearest(
-    query: TaskSketch, index: SketchIndex, *, similarity: str = "prototypes", count: int = SHORTLIST
+    evidence: Evidence,
+    index: SketchIndex,
+    *,
+    similarity: str = "prototypes",
+    count: int = SHORTLIST,
 ) -> tuple[Hit, ...]:
     """The entries most alike to a task, best first; equal ones by name.
 
@@ -49,19 +47,20 @@ def nearest(
     features]``, exact, no approximate index), and only they are compared class by class.
 
     Args:
-        query: The new task's sketch.
+        evidence: What is known of the new task; as much as the similarity needs.
         index: The library's sketches.
         similarity: A name of ``SIMILARITIES``.
         count: How many entries to return at most.
 
     Raises:
         UnknownNameError: No such similarity.
-        ProbeMismatchError: The query is of another probe than the library.
+        ProbeMismatchError: The task was described by another probe than the library.
+        SketchError: The similarity needs more than is known of the task.
     """
-    compare = lookup(SIMILARITIES, similarity, "similarity")
-    index.check(query)
-    candidates = _shortlist(query, index, max(count, SHORTLIST))
-    values = compare(query, index, candidates)
+    method = lookup(SIMILARITIES, similarity, "similarity")
+    index.check(evidence.sketch)
+    candidates = _shortlist(evidence.sketch, index, max(count, SHORTLIST))
+    values = method.compare(evidence, index, candidates)
     found = [Hit(index.names[j], float(v)) for j, v in zip(candidates, values, strict=True)]
     found.sort(key=lambda hit: (-hit.similarity, hit.name))
     return tuple(found[: max(count, 0)])
