@@ -63,7 +63,12 @@ class Arm:
 
 
 def _one_shot(known: Described) -> ScoreSet:
-    return score_mask(known.sketch, known.neighbours, temperature=known.selection.temperature)
+    return score_mask(
+        known.sketch,
+        known.neighbours,
+        method=known.selection.score_mask,
+        temperature=known.selection.temperature,
+    )
 
 
 def _magnitude(known: Described) -> ScoreSet:

@@ -58,6 +58,7 @@ class SelectionConfig:
     """How neighbours become a mask; see ``fedsprig.tasks.score_mask``, ``fedsprig.masks.solve``."""
 
     similarity: str = "prototypes"
+    score_mask: str = "weighted"
     temperature: float = 0.5
     floor: float = 0.05
     round_to: int = 1

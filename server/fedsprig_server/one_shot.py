@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fedsprig.masks import Budget, Mask, ScoreSet, solve
-from fedsprig.tasks import Evidence, Neighbour, TaskSketch, nearest, neighbour_weights
+from fedsprig.tasks import Evidence, Neighbour, TaskSketch, embeddings, nearest, neighbour_weights
 from fedsprig_server.arms import ARMS, Described
 from fedsprig_server.base import Base
 from fedsprig_server.config import SelectionConfig
@@ -54,9 +54,13 @@ def find(
     hits = nearest(Evidence(sketch), index, similarity=selection.similarity, count=MAX_NEIGHBOURS)
     shares = neighbour_weights([hit.similarity for hit in hits], selection.temperature)
     entries = library.entries_named([hit.name for hit in hits])
+    places = index.positions([hit.name for hit in hits])
     found = []
-    for hit, entry, share in zip(hits, entries, shares, strict=True):
-        neighbour = Neighbour(hit.name, hit.similarity, library.scores(entry, base.plan))
+    for hit, entry, share, vector in zip(
+        hits, entries, shares, embeddings(index, places), strict=True
+    ):
+        scores = library.scores(entry, base.plan)
+        neighbour = Neighbour(hit.name, hit.similarity, scores, vector)
         found.append((Found(hit.name, hit.similarity, float(share)), neighbour))
     return found
 

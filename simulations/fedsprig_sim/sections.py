@@ -245,7 +245,10 @@ class SelectionSection(Section):
     """How a new task gets its mask."""
 
     similarity: str = "prototypes"
+    score_mask: str = "weighted"
+    """How the neighbours' scores become the task's: a name of ``fedsprig.tasks.SCORE_MASKS``."""
     temperature: Annotated[float, Field(gt=0)] = 0.5
+    """How far similarity is listened to; small values hear the nearest alone."""
     floor: Annotated[float, Field(ge=0, le=1)] = 0.05
     """Share of a group's units that is always kept."""
     round_to: Annotated[int, Field(ge=1)] = 1

@@ -18,7 +18,7 @@ from fedsprig.scoring.fpgm import score_fpgm
 from fedsprig.scoring.magnitude import score_magnitude
 from fedsprig.scoring.random import score_random
 from fedsprig.scoring.snip import score_snip
-from fedsprig.scoring.taylor import score_taylor
+from fedsprig.scoring.taylor import score_taylor, score_taylor_with_error
 from fedsprig.spelling import lookup, unknown
 from fedsprig.training.modes import keeping_modes
 
@@ -42,6 +42,7 @@ __all__ = [
     "score",
     "score_blocks_by_magnitude",
     "score_blocks_by_taylor",
+    "score_taylor_with_error",
 ]
 
 

@@ -54,15 +54,48 @@ def score_taylor(
         LabelRangeError: a label that the head does not have.
         ScoreError: no pictures, scores that are not finite, or all zero (a head of zeros).
     """
+    return score_taylor_with_error(model, plan, batches, form=form)[0]
+
+
+def score_taylor_with_error(
+    model: nn.Module,
+    plan: GroupPlan,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    *,
+    form: Literal["sum", "paper"] = "sum",
+) -> tuple[ScoreSet, ScoreSet]:
+    """The scores of :func:`score_taylor`, and how far they may lie from those of many pictures.
+
+    A score is a mean over pictures; its standard error is the standard deviation of a picture's
+    value (over ``pictures - 1``) divided by the root of their number. It is that of the mean before
+    its sign is dropped in the form ``"paper"``, and 0 for a single picture, which tells nothing of
+    others.
+
+    Args:
+        model: as there; in evaluation mode.
+        plan: as there.
+        batches: as there.
+        form: as there.
+
+    Returns:
+        Scores and standard errors, in one scale.
+
+    Raises:
+        UnknownNameError: as there, as all that follows.
+        LabelRangeError: as there.
+        ScoreError: as there.
+    """
     if form not in ("sum", "paper"):
         raise UnknownNameError(f"the Taylor score has no form {form!r}: use sum or paper")
     totals = {group.name: torch.zeros(group.units, dtype=torch.float64) for group in plan.groups}
+    squares = {name: torch.zeros_like(total) for name, total in totals.items()}
     pictures = 0
     for images, labels in batches:
         gradients = _gate_gradients(model, plan, images, labels)
         for group, gradient in zip(plan.groups, gradients, strict=True):
             change = gradient.double().cpu()
             totals[group.name] += (change.abs() if form == "sum" else change).sum(0)
+            squares[group.name] += change.square().sum(0)
         pictures += len(images)
     if not pictures:
         raise ScoreError("the Taylor score needs pictures: pass at least one batch")
@@ -70,7 +103,12 @@ def score_taylor(
         raise ScoreError(
             "the loss does not depend on any unit: give the model a head that is not zero"
         )
-    return ScoreSet({name: (total.abs() / pictures).numpy() for name, total in totals.items()})
+    errors = {}
+    for name, total in totals.items():
+        deviations = (squares[name] - total.square() / pictures).clamp(min=0)
+        errors[name] = (deviations / max(1, pictures - 1) / pictures).sqrt().numpy()
+    scores = {name: (total.abs() / pictures).numpy() for name, total in totals.items()}
+    return ScoreSet(scores), ScoreSet(errors)
 
 
 def _gate_gradients(

@@ -4,7 +4,14 @@ Needs no torch until a model is run or scores are combined.
 """
 
 from fedsprig.tasks.prototype_head import class_means, projected_variance, prototype_head
-from fedsprig.tasks.score_mask import Neighbour, neighbour_weights, score_mask
+from fedsprig.tasks.score_mask import (
+    SCORE_MASKS,
+    Neighbour,
+    embedding,
+    embeddings,
+    neighbour_weights,
+    score_mask,
+)
 from fedsprig.tasks.similarity import (
     SIMILARITIES,
     Evidence,
@@ -19,6 +26,7 @@ from fedsprig.tasks.sketch import observe, sketch
 from fedsprig.tasks.task_sketch import TaskSketch
 
 __all__ = [
+    "SCORE_MASKS",
     "SIMILARITIES",
     "Evidence",
     "Features",
@@ -29,6 +37,8 @@ __all__ = [
     "SketchIndex",
     "TaskSketch",
     "class_means",
+    "embedding",
+    "embeddings",
     "nearest",
     "neighbour_weights",
     "observe",

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from fedsprig.errors import LabelRangeError, PlanError, ScoreError, UnknownNameError
 from fedsprig.graph import AxisMap, Group, GroupPlan, Tap
 from fedsprig.masks import ScoreSet
-from fedsprig.scoring import score
+from fedsprig.scoring import score, score_taylor_with_error
 
 
 def forward(net, x, scale):
@@ -107,6 +107,30 @@ def test_positions_that_no_unit_owns_are_left_alone(net, plan, batches):
     np.testing.assert_allclose(
         score("taylor", net, part, batches).groups["conv1"], whole[[2, 0]], rtol=1e-5
     )
+
+
+@pytest.mark.parametrize("form", ["sum", "paper"])
+def test_its_error_is_that_of_a_mean_over_pictures(net, plan, batches, form):
+    """From the pictures one by one: each one's score alone is its value (its size in "paper")."""
+    pictures = [
+        (image[None], label[None])
+        for images, labels in batches
+        for image, label in zip(images, labels, strict=True)
+    ]
+    net.eval()
+    scores, errors = score_taylor_with_error(net, plan, iter(batches), form=form)
+    assert scores == score("taylor", net, plan, batches, form=form)
+    alone = [score_taylor_with_error(net, plan, [picture]) for picture in pictures]
+    assert not any(error.flat.any() for _, error in alone)
+    sizes = np.stack([value.flat for value, _ in alone]).astype(np.float64)
+    count = len(pictures)
+    if form == "sum":
+        expected = sizes.std(axis=0, ddof=1) / np.sqrt(count)
+    else:  # the signs are gone, but the mean and the mean square are known
+        deviations = np.square(sizes).sum(0) - count * scores.flat.astype(np.float64) ** 2
+        expected = np.sqrt(deviations / (count - 1) / count)
+    np.testing.assert_allclose(errors.flat, expected, rtol=1e-4, atol=1e-8)
+    assert errors.flat.max() > 1e-4
 
 
 def test_bad_input_is_refused(net, plan, batches):

@@ -1,0 +1,148 @@
+"""One score mask from the library's say and, where it is known, the device's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsprig.errors import LibraryError
+from fedsprig.spelling import lookup
+from fedsprig.tasks.score_mask.mean import mean
+from fedsprig.tasks.score_mask.nearest import nearest
+from fedsprig.tasks.score_mask.neighbour import Neighbour, Settings, closest
+from fedsprig.tasks.score_mask.ridge import fitted, ridge
+from fedsprig.tasks.score_mask.shrinkage import floored, shrunk, spread_of
+from fedsprig.tasks.score_mask.votes import importance_votes, votes
+from fedsprig.tasks.score_mask.weighted import weighted
+from fedsprig.tasks.score_mask.weights import neighbour_weights, normalised_rows
+from fedsprig.tasks.task_sketch import TaskSketch
+
+if TYPE_CHECKING:
+    from fedsprig.masks.scores import ScoreSet
+
+OWN_HALF: Final = 40.0
+"""Pictures a class at which a device's own score counts as much as the library's: in the first
+trial the two were equally good at 40 a class, and the own score poor below about 10."""
+
+ScoreMask = Callable[[TaskSketch, Sequence[Neighbour], Settings], "ScoreSet"]
+"""A way from the neighbours of a task, at least one, to the scores of its units."""
+
+SCORE_MASKS: Final[Mapping[str, ScoreMask]] = MappingProxyType(
+    {
+        "weighted": weighted,
+        "mean": mean,
+        "nearest": nearest,
+        "votes": votes,
+        "importance_votes": importance_votes,
+        "ridge": ridge,
+    }
+)
+
+
+def score_mask(
+    sketch: TaskSketch,
+    neighbours: Sequence[Neighbour],
+    *,
+    method: str = "weighted",
+    temperature: float = 0.5,
+    count: int | None = None,
+    keep: float = 0.5,
+    own: ScoreSet | None = None,
+    own_weight: float | None = None,
+    own_error: ScoreSet | None = None,
+) -> ScoreSet:
+    """The score of every unit for a new task, from its neighbours' scores and (if given) its own.
+
+    By default ``S = sum_j w_j s_j`` with ``w`` from :func:`neighbour_weights` and every ``s_j`` at
+    root mean square 1 in each group, so that no neighbour and no layer dominates by its scale. With
+    the device's own score ``o`` the result is ``(1 - r) S + r o``, both normalised so: a shrinkage
+    of the noisy own score towards the library by its reliability ``r = n / (n + 40)``, ``n`` being
+    the task's pictures a class. (The noise variance of a mean over pictures falls as ``1 / n``.)
+
+    Where the standard error of the own score is known too, every unit has an ``r`` of its own, from
+    that error and from how far the neighbours differ in the unit: see :func:`shrunk`. Neighbours
+    alone, a single one, tell nothing of that; the reliability above is used then.
+
+    Args:
+        sketch: The new task; the pictures that it counts are those behind ``own``.
+        neighbours: Library entries, whose score sets are of the same plan.
+        method: A name of ``SCORE_MASKS``.
+        temperature: See :func:`neighbour_weights`.
+        count: See :class:`Settings`.
+        keep: See :class:`Settings`.
+        own: The device's own score set, of any scale.
+        own_weight: A fixed ``r`` from 0 to 1 in place of the above.
+        own_error: Standard errors of ``own``, in its scale.
+
+    Raises:
+        LibraryError: No neighbour and no own score, or a parameter out of its range.
+        UnknownNameError: No such method.
+        PlanError: Score sets of different plans.
+    """
+    from fedsprig.masks.scores import weighted_sum
+
+    way = lookup(SCORE_MASKS, method, "score mask")
+    settings = Settings(temperature=temperature, count=count, keep=keep)
+    if not neighbours and own is None:
+        raise LibraryError(
+            "the library has no neighbour for this task: build it first, or send the device's score"
+        )
+    if own_weight is not None and not 0 <= own_weight <= 1:
+        raise LibraryError(f"own_weight {own_weight}: use a number from 0 to 1")
+    if own_error is not None and (own is None or own_weight is not None):
+        raise LibraryError("own_error goes with own, and without own_weight")
+    if not neighbours and own is not None:
+        return own.normalised()
+    library = way(sketch, neighbours, settings)
+    if own is None:
+        return library
+    if own_error is not None and len(neighbours) > 1:
+        return _unit_by_unit(library, _spread(method, sketch, neighbours, settings), own, own_error)
+    reliability = _reliability(sketch) if own_weight is None else own_weight
+    return weighted_sum([library.normalised(), own.normalised()], [1 - reliability, reliability])
+
+
+def _unit_by_unit(
+    library: ScoreSet, spread: NDArray[np.float64], own: ScoreSet, error: ScoreSet
+) -> ScoreSet:
+    """The shrinkage of each unit by its own variances, all in the scale of normalised scores."""
+    from fedsprig.masks.scores import ScoreSet
+
+    layout = library.layout
+    own.layout.check(layout, "the device's score set")
+    error.layout.check(layout, "the device's standard errors")
+    scale = own.rms
+    factors = np.divide(1.0, scale, out=np.zeros_like(scale), where=scale > 0)
+    by_unit = np.repeat(factors, layout.sizes)
+    made = shrunk(
+        library.flat.astype(np.float64),
+        floored(spread, layout.starts, layout.sizes),
+        own.flat * by_unit,
+        floored(np.square(error.flat * by_unit), layout.starts, layout.sizes),
+    )
+    return ScoreSet(layout.split(made.astype(np.float32)))
+
+
+def _spread(
+    method: str, sketch: TaskSketch, neighbours: Sequence[Neighbour], settings: Settings
+) -> NDArray[np.float64]:
+    """How far tasks lie from what this way says of them: a variance ``[units]``."""
+    if method == "ridge":
+        return fitted(sketch, neighbours)[0].spread()
+    if method not in ("weighted", "mean", "nearest"):
+        raise LibraryError(f"{method} are no scores, so own_error means nothing to them: drop it")
+    near = neighbours
+    shares = np.full(len(near), 1 / len(near))
+    if method == "weighted" and settings.count != 1:
+        near = closest(neighbours, settings.count)
+        shares = neighbour_weights([item.similarity for item in near], settings.temperature)
+    return spread_of(normalised_rows([item.scores for item in near]), shares)
+
+
+def _reliability(sketch: TaskSketch) -> float:
+    pictures = sketch.pictures / int((sketch.counts > 0).sum())
+    return pictures / (pictures + OWN_HALF)
