@@ -1,0 +1,19 @@
+"""Where a sub-network starts: a base prepared for cutting, and cut networks that are healed."""
+
+from fedsprig.preparing.config import HealConfig, PrepareConfig
+from fedsprig.preparing.heal import heal
+from fedsprig.preparing.masks import MaskSource
+from fedsprig.preparing.prepare import Preparation, PrepareReport, prepare
+from fedsprig.preparing.sliced import SlicedNetwork, skeleton_of
+
+__all__ = [
+    "HealConfig",
+    "MaskSource",
+    "Preparation",
+    "PrepareConfig",
+    "PrepareReport",
+    "SlicedNetwork",
+    "heal",
+    "prepare",
+    "skeleton_of",
+]

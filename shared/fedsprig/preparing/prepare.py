@@ -1,0 +1,302 @@
+"""Preparing a base model for cutting: many of its sub-networks learn to say what the whole says.
+
+A network that was never cut loses most of what it knows with the first units that go. Trained under
+many masks at once, as slimmable networks are (Yu and Huang 2019, "Universally Slimmable Networks",
+arXiv 1903.05134: the sandwich rule and distillation from the largest), it keeps much of it in every
+part. The teacher here is the original base, frozen, so that what is prepared stays near to it.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fedsprig.errors import NonFiniteLossError, TrainingError
+from fedsprig.graph import GroupPlan
+from fedsprig.masks import Mask, ScoreSet
+from fedsprig.models.head import is_of_head
+from fedsprig.preparing.config import HealConfig, PrepareConfig, cosine
+from fedsprig.preparing.masks import MaskSource
+from fedsprig.preparing.order import StepOrder, survey
+from fedsprig.preparing.sliced import SlicedNetwork, skeleton_of
+from fedsprig.preparing.teacher import ClassMeans, Teacher, divergence, feature_distance
+from fedsprig.scoring import score
+from fedsprig.seeds import derive_seed
+from fedsprig.training import recalibrate
+from fedsprig.training.loop import Progress
+from fedsprig.training.modes import device_of
+
+
+@dataclass(frozen=True, slots=True)
+class PrepareReport:
+    """What a preparation did.
+
+    Attributes:
+        losses: Mean loss over the widths of every step.
+        smallest: Loss of the smallest width of every step.
+        steps: Optimiser steps.
+        seconds: Wall-clock time.
+    """
+
+    losses: tuple[float, ...]
+    smallest: tuple[float, ...]
+    steps: int
+    seconds: float
+
+
+def prepare(
+    module: nn.Module,
+    plan: GroupPlan,
+    images: Tensor,
+    labels: Tensor,
+    config: PrepareConfig,
+    *,
+    seed: int,
+    masks: Sequence[Mask] = (),
+    scores: Sequence[ScoreSet] = (),
+    progress: Progress | None = None,
+) -> PrepareReport:
+    """Train a base model under many masks, in place; its statistics are measured anew at the end.
+
+    The same weights, pictures, settings and seed give the same result bit for bit on a CPU with the
+    same number of threads.
+
+    Args:
+        module: The base; its classifier is neither asked nor trained.
+        plan: Its groups.
+        images: ``float32 [n, c, h, w]``, what the operator has; the broader, the better.
+        labels: ``int64 [n]``, of any number of classes; they shape the loss only.
+        config: The settings.
+        seed: Of masks, pictures and augmentation.
+        masks: Those to train under as they are, as of a library.
+        scores: What units matter, for biased masks, as of a library; the size of the weights where
+            none are given.
+        progress: Told of every step.
+
+    Raises:
+        TrainingError: Fewer than two pictures, labels that do not fit, or a base without a head.
+        InfeasibleBudgetError: A ratio below the smallest network.
+        PlanError: A plan, masks or scores that do not fit.
+        NonFiniteLossError: The loss became NaN or infinite; the base is then spoilt.
+    """
+    started = time.perf_counter()
+    run = Preparation(module, plan, images, labels, config, seed=seed, masks=masks, scores=scores)
+    losses, smallest = [], []
+    for step in range(config.steps):
+        of_widths = run.step(step)
+        losses.append(sum(of_widths) / len(of_widths))
+        smallest.append(of_widths[0])
+        if progress is not None:
+            progress(step + 1, config.steps, losses[-1])
+    run.finish()
+    return PrepareReport(
+        tuple(losses), tuple(smallest), config.steps, time.perf_counter() - started
+    )
+
+
+class Preparation:
+    """A preparation step by step: what is drawn follows from seed and step number alone.
+
+    So weights and momenta are all that a preparation must keep to go on after a kill. The arguments
+    are those of :func:`prepare`; ``module`` must hold the original base when this is made.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        plan: GroupPlan,
+        images: Tensor,
+        labels: Tensor,
+        config: PrepareConfig,
+        *,
+        seed: int,
+        masks: Sequence[Mask] = (),
+        scores: Sequence[ScoreSet] = (),
+    ) -> None:
+        check_pictures(plan, images)
+        _check_labels(images, labels)
+        self._module, self._plan, self._config, self._seed = module, plan, config, seed
+        self._images = images
+        device = device_of(module)
+        self._labels = labels.to(device)
+        important = list(scores) or [score("magnitude", module, plan)]
+        self._masks = MaskSource(
+            plan,
+            config.ratios,
+            scores=important,
+            given=masks,
+            random_share=config.random_share,
+            given_share=config.given_share,
+            noise=config.noise,
+        )
+        self._teacher = Teacher(module, plan.head)
+        self._classifier = self._fitted(images, labels)
+        self._skeleton = skeleton_of(module)
+        self._order = StepOrder(images, config.batch_size, config.augment, seed)
+        self._required = {name: one.requires_grad for name, one in module.named_parameters()}
+        self._optimiser = sgd_of(module, plan.head, config)
+
+    def _fitted(self, images: Tensor, labels: Tensor) -> ClassMeans | None:
+        if not self._config.logit_weight and not self._config.label_weight:
+            return None
+        index = survey(len(images), self._config.survey, self._seed)
+        return self._teacher.classifier(images[index], labels[index])
+
+    def step(self, number: int) -> list[float]:
+        """Train all widths of one step.
+
+        Returns:
+            The losses: the smallest width first, then those drawn, then the whole where it is
+            trained.
+        """
+        config, device = self._config, device_of(self._module)
+        index, batch = self._order.batch(number)
+        batch, labels = batch.to(device), self._labels[index.to(device)]
+        with torch.autocast(device.type, torch.bfloat16, enabled=config.bf16):
+            target = self._teacher.features(batch)
+        set_rate(self._optimiser, cosine(config, number))
+        self._optimiser.zero_grad()
+        losses = []
+        for mask in self._drawn(number):
+            small = SlicedNetwork(
+                self._module, self._plan, mask, batch_statistics=True, skeleton=self._skeleton
+            )
+            loss = self._loss(small, batch, target, labels)
+            losses.append(finite(loss.item(), number, config))
+            torch.autograd.backward(loss)
+        update(self._optimiser, config.clip_norm)
+        return losses
+
+    def _drawn(self, number: int) -> list[Mask]:
+        config = self._config
+        rng = np.random.default_rng(derive_seed(self._seed, "masks", str(number)))
+        smallest, others = config.ratios[0], config.ratios[1:] or config.ratios
+        ratios = [smallest]
+        ratios += [others[int(rng.integers(len(others)))] for _ in range(config.fresh_masks)]
+        masks = [self._masks.draw(ratio, rng) for ratio in ratios]
+        if config.whole_every and number % config.whole_every == 0:
+            masks.append(Mask.full(self._plan))
+        return masks
+
+    def _loss(self, small: SlicedNetwork, batch: Tensor, target: Tensor, labels: Tensor) -> Tensor:
+        config = self._config
+        with torch.autocast(batch.device.type, torch.bfloat16, enabled=config.bf16):
+            said = small.features(batch)
+        said, kept = said.float(), small.kept_features
+        kept = None if kept is None else kept.to(batch.device)
+        loss = said.new_zeros(())
+        if config.feature_weight:
+            wanted = target if kept is None else target.index_select(1, kept)
+            loss = loss + config.feature_weight * feature_distance(said, wanted)
+        if self._classifier is not None:
+            logits = self._classifier.logits(said, kept)
+            if config.logit_weight:
+                wanted = self._classifier.logits(target)
+                loss = loss + config.logit_weight * divergence(logits, wanted, config.temperature)
+            if config.label_weight:
+                loss = loss + config.label_weight * F.cross_entropy(logits, labels)
+        return loss
+
+    def momenta(self) -> dict[str, Tensor]:
+        """What the optimiser remembers, by parameter; empty before the first step."""
+        return {
+            name: self._optimiser.state[parameter]["momentum_buffer"]
+            for name, parameter in self._module.named_parameters()
+            if "momentum_buffer" in self._optimiser.state.get(parameter, {})
+        }
+
+    def remember(self, momenta: Mapping[str, Tensor]) -> None:
+        """Give the optimiser back what :meth:`momenta` said."""
+        parameters = dict(self._module.named_parameters())
+        for name, value in momenta.items():
+            own = value.to(parameters[name].device, copy=True)
+            self._optimiser.state[parameters[name]]["momentum_buffer"] = own
+
+    def finish(self) -> None:
+        """Measure the base's running statistics anew at full width; what required gradients may."""
+        self._optimiser.zero_grad()
+        for name, parameter in self._module.named_parameters():
+            parameter.requires_grad_(self._required[name])
+        index = survey(len(self._images), self._config.survey, self._seed)
+        recalibrate(self._module, self._images[index])
+
+
+def sgd_of(
+    module: nn.Module, head: str, config: PrepareConfig | HealConfig
+) -> torch.optim.Optimizer:
+    """SGD over all but the classifier; biases and normalisation do not decay."""
+    decayed: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
+    for name, parameter in module.named_parameters():
+        if not is_of_head(name, head):
+            parameter.requires_grad_(True)
+            (decayed if parameter.ndim > 1 else rest).append(parameter)
+        else:
+            parameter.requires_grad_(False)
+    return torch.optim.SGD(
+        [
+            {"params": decayed, "weight_decay": config.weight_decay},
+            {"params": rest, "weight_decay": 0.0},
+        ],
+        lr=config.learning_rate,
+        momentum=config.momentum,
+    )
+
+
+def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
+    """Give all parameters that learning rate."""
+    for group in optimiser.param_groups:
+        group["lr"] = rate
+
+
+def update(optimiser: torch.optim.Optimizer, clip_norm: float) -> None:
+    """One step, its gradient shortened to ``clip_norm`` unless that is 0."""
+    if clip_norm:
+        parameters = [one for group in optimiser.param_groups for one in group["params"]]
+        nn.utils.clip_grad_norm_(parameters, clip_norm)
+    optimiser.step()
+
+
+def finite(loss: float, step: int, config: PrepareConfig | HealConfig) -> float:
+    """The loss itself.
+
+    Raises:
+        NonFiniteLossError: It is NaN or infinite.
+    """
+    if not math.isfinite(loss):
+        raise NonFiniteLossError(
+            f"the loss is {loss} after {step} of {config.steps} steps: "
+            f"lower learning_rate (now {config.learning_rate:g})"
+        )
+    return loss
+
+
+def check_pictures(plan: GroupPlan, images: Tensor) -> None:
+    """Refuse what features cannot be learnt from.
+
+    Raises:
+        TrainingError: A base without a head, or fewer than two pictures.
+    """
+    if not plan.head:
+        raise TrainingError(
+            f"{plan.model or 'the model'} has no classifier: its features cannot be told"
+        )
+    if images.ndim != 4 or not images.is_floating_point() or len(images) < 2:
+        raise TrainingError(
+            f"pictures are {images.dtype} {list(images.shape)}: give two float [n, c, h, w] or more"
+        )
+
+
+def _check_labels(images: Tensor, labels: Tensor) -> None:
+    if labels.shape != images.shape[:1] or labels.dtype != torch.int64 or int(labels.min()) < 0:
+        raise TrainingError(
+            f"labels are {labels.dtype} {list(labels.shape)} for {len(images)} pictures: "
+            "give one int64 from 0 each"
+        )
