@@ -206,11 +206,12 @@ def read_sketch(
     if sketch.classes != classes or sketch.probe != probe:
         raise MessageError("the sketch is of other classes or another probe: describe it again")
     features = plan.shapes[f"{plan.head}.weight"][1]
-    if (sketch.prototypes.shape[1], sketch.fingerprint.size) != (features, plan.units):
+    groups = tuple(group.units for group in plan.groups)
+    if (sketch.prototypes.shape[1], sketch.groups) != (features, groups):
         raise MessageError("the sketch does not fit the probe that was sent: describe it again")
     if not _are_counts(sketch.counts):
         raise MessageError("the counts of pictures are no counts: the device must send its own")
-    _check_floats((sketch.prototypes, sketch.fingerprint))
+    _check_floats((sketch.prototypes, sketch.fingerprint, np.array(sketch.spread)))
     return sketch, seconds
 
 

@@ -41,11 +41,12 @@ def check_names(scenario: Scenario) -> None:
 
 
 def _registered(scenario: Scenario) -> list[tuple[str, str, Collection[str]]]:
+    by_sketch = [method.name for method in SIMILARITIES.values() if method.by_sketch]
     return [
         ("library.method", scenario.library.method, SCORERS),
         ("adapter.kind", scenario.adapter.kind, ADAPTERS),
         ("codecs.update", scenario.codecs.update, CODECS),
         ("codecs.adapter", scenario.codecs.adapter, CODECS),
         ("codecs.weights", scenario.codecs.weights, CODECS),
-        ("selection.similarity", scenario.selection.similarity, SIMILARITIES),
+        ("selection.similarity", scenario.selection.similarity, by_sketch),
     ]

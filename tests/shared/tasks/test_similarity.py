@@ -10,11 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedsprig.errors import ProbeMismatchError, SketchError, UnknownNameError
+from fedsprig.errors import LibraryError, ProbeMismatchError, SketchError, UnknownNameError
 from fedsprig.tasks import SIMILARITIES, Evidence, SketchIndex, TaskSketch
 from fedsprig.tasks import nearest as search_by
-from fedsprig.tasks.similarity import Hit, search
-from fedsprig.tasks.similarity import prototypes as prototypes_function
+from fedsprig.tasks.similarity import Hit, cosines, rerank, search
 
 PROBE = "a" * 64
 
@@ -85,14 +84,11 @@ def test_it_is_the_centred_cosine_of_best_matching_classes(seed: int, entries: i
 
 
 def test_chunks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
-    import sys
-
     rng = np.random.default_rng(0)
     others = [sketch(rng) for _ in range(11)]
     index, query = SketchIndex.build(names(11), others), sketch(rng)
     whole = prototypes(query, index)
-    module = sys.modules[prototypes_function.__module__]
-    monkeypatch.setattr(module, "_CHUNK_ENTRIES", 4)
+    monkeypatch.setattr(cosines, "CHUNK_ENTRIES", 4)
     np.testing.assert_allclose(prototypes(query, index), whole, atol=1e-6)
 
 
@@ -189,3 +185,28 @@ def test_what_cannot_be_compared_is_refused() -> None:
         index.extended(["one"], [one])
     with pytest.raises(UnknownNameError, match="did you mean 'prototypes'"):
         nearest(one, index, similarity="prototype")
+
+
+def test_a_second_stage_orders_the_best_anew_and_drops_the_others() -> None:
+    hits = [Hit(name, 1 - number / 10) for number, name in enumerate("cbad")]
+    assert rerank(hits, [0.5, 0.7, 0.5]) == (Hit("b", 0.7), Hit("a", 0.5), Hit("c", 0.5))
+    assert rerank(hits, []) == ()
+    with pytest.raises(LibraryError, match="5 values for 4 hits"):
+        rerank(hits, [0.0] * 5)
+    with pytest.raises(LibraryError, match="finite"):
+        rerank(hits, [0.5, float("nan")])
+
+
+def test_all_similarities_have_one_interface_and_say_what_they_need() -> None:
+    rng = np.random.default_rng(0)
+    query = sketch(rng)
+    index = SketchIndex.build(["one"], [sketch(rng)])
+    assert all(name == method.name for name, method in SIMILARITIES.items())
+    by_sketch = {name for name, method in SIMILARITIES.items() if method.by_sketch}
+    assert by_sketch == {"prototypes", "transport", "fingerprints"}
+    for method in SIMILARITIES.values():
+        if method.needs - {"fingerprint"}:
+            with pytest.raises(SketchError):
+                method.compare(Evidence(query), index)
+        else:
+            assert method.compare(Evidence(query), index).shape == (1,)

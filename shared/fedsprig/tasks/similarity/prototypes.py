@@ -1,14 +1,13 @@
-"""Similarity of tasks by their class prototypes."""
+"""Similarity of tasks by their class prototypes: every class with the one most like it."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsprig.tasks.similarity.cosines import class_cosines
 from fedsprig.tasks.similarity.evidence import Evidence
-from fedsprig.tasks.similarity.index import SketchIndex, unit
-
-_CHUNK_ENTRIES = 2048  # bounds the copied prototypes: memory stays small in a large library
+from fedsprig.tasks.similarity.index import SketchIndex
 
 
 def prototypes(
@@ -35,20 +34,9 @@ def prototypes(
     Raises:
         ProbeMismatchError: The query is of another probe.
     """
-    query = evidence.sketch
-    index.check(query)
-    if entries is None:
-        entries = np.arange(len(index))
-    result = np.zeros(len(entries))
-    if not len(entries):
-        return result
-    own = unit(query.present - index.centre)
-    for start in range(0, len(entries), _CHUNK_ENTRIES):
-        rows, begins = index.rows_of(entries[start : start + _CHUNK_ENTRIES])
-        rows -= index.centre
-        cosines = (own @ unit(rows).T).astype(np.float64)
-        sizes = np.diff(np.append(begins, len(rows)))
+    found = [np.zeros(0)]
+    for cosines, begins, sizes in class_cosines(evidence.sketch, index, entries):
         forward = np.maximum.reduceat(cosines, begins, axis=1).mean(axis=0)
         backward = np.add.reduceat(cosines.max(axis=0), begins) / sizes
-        result[start : start + _CHUNK_ENTRIES] = (forward + backward) / 2
-    return np.clip(result, -1.0, 1.0)
+        found.append((forward + backward) / 2)
+    return np.clip(np.concatenate(found), -1.0, 1.0)

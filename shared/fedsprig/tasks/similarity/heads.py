@@ -1,0 +1,90 @@
+"""The library's classifiers on the probe's features, and what they make of a task's pictures.
+
+Every entry has one: the nearest-class-mean classifier of its sketch. It is a few kilobytes, so that
+it can be sent to where the pictures are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsprig.tasks.prototype_head import prototype_head
+from fedsprig.tasks.similarity.evidence import Evidence, Features
+from fedsprig.tasks.similarity.index import SketchIndex
+
+HeadValue = Callable[[NDArray[np.float64], NDArray[np.int64]], float]
+"""Of a head's outputs (logits) ``[pictures, its classes]`` and labels ``[pictures]``: how well the
+head suits the task; greater is better."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Head:
+    """A linear classifier: weight float32 ``[classes, features]``, bias float32 ``[classes]``."""
+
+    weight: NDArray[np.float32]
+    bias: NDArray[np.float32]
+
+    def outputs(self, features: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Logits of pictures ``[pictures, features]``: float64 ``[pictures, classes]``."""
+        # In double precision, so that what devices and servers find does not hang on their maths.
+        outputs = features.astype(np.float64) @ self.weight.astype(np.float64).T
+        return np.asarray(outputs + self.bias, np.float64)
+
+
+def entry_heads(
+    index: SketchIndex, entries: NDArray[np.int64], *, spread: float = 0.0
+) -> list[Head]:
+    """The classifiers of entries at these positions, of the classes that have pictures.
+
+    Args:
+        index: The library.
+        entries: int64 positions.
+        spread: Taken for entries that do not tell theirs; 0 takes the mean of those that do.
+    """
+    known = index.spreads[index.spreads > 0]
+    unknown = spread or (float(known.mean()) if known.size else 0.0)
+    rows, begins = index.rows_of(entries)
+    heads = []
+    for means, own in zip(np.split(rows, begins[1:]), index.spreads[entries], strict=True):
+        heads.append(Head(*prototype_head(means, np.ones(len(means)), float(own) or unknown)))
+    return heads
+
+
+def head_values(value: HeadValue, features: Features, heads: Sequence[Head]) -> NDArray[np.float64]:
+    """What every head is worth for a task: float64 ``[heads]``."""
+    found = [value(head.outputs(features.array), features.labels) for head in heads]
+    return np.array(found, np.float64)
+
+
+def compare_heads(
+    what: str,
+    value: HeadValue,
+    evidence: Evidence,
+    index: SketchIndex,
+    entries: NDArray[np.int64] | None,
+) -> NDArray[np.float64]:
+    """The value of the entries' heads for a task; the similarities LEEP and H-score.
+
+    Args:
+        what: Name of the value, for the message.
+        value: The value.
+        evidence: The new task with its features.
+        index: The library.
+        entries: Positions; all when ``None``.
+
+    Raises:
+        ProbeMismatchError: The task was described by another probe.
+        SketchError: Its features are not at hand, or are of another number.
+    """
+    index.check(evidence.sketch)
+    features = evidence.need_features(what)
+    if entries is None:
+        entries = np.arange(len(index))
+    if not len(entries):
+        return np.zeros(0)
+    heads = entry_heads(index, entries, spread=evidence.sketch.spread)
+    return head_values(value, features, heads)

@@ -1,0 +1,58 @@
+"""LEEP: how well a task's labels follow from what a library task's classifier says."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsprig.tasks.similarity.evidence import Evidence
+from fedsprig.tasks.similarity.heads import compare_heads
+from fedsprig.tasks.similarity.index import SketchIndex
+
+
+def leep(probabilities: NDArray[np.float64], labels: NDArray[np.int64], classes: int) -> float:
+    """The log expected empirical prediction (Nguyen et al. 2020, arXiv 2002.12462).
+
+    With ``p(z|x_i)`` the probability that the classifier gives its class ``z`` for picture ``i``::
+
+        P(y, z) = (1/n) sum_{i: y_i = y} p(z|x_i)        P(y|z) = P(y, z) / sum_y' P(y', z)
+        LEEP = (1/n) sum_i log sum_z P(y_i|z) p(z|x_i)
+
+    Args:
+        probabilities: ``[n, z]``, rows of sum 1.
+        labels: ``[n]``, from 0 to ``classes - 1``.
+        classes: Of the task.
+
+    Returns:
+        Never above 0; greater is better.
+    """
+    joint = np.zeros((classes, probabilities.shape[1]))
+    np.add.at(joint, labels, probabilities / len(labels))
+    marginal = joint.sum(axis=0)
+    conditional = np.divide(joint, marginal, out=np.zeros_like(joint), where=marginal > 0)
+    expected = (conditional[labels] * probabilities).sum(axis=1)
+    # Rounding alone can take it above 1, or to 0 where everything underflows.
+    return float(np.log(np.clip(expected, np.finfo(np.float64).tiny, 1.0)).mean())
+
+
+def leep_of_outputs(outputs: NDArray[np.float64], labels: NDArray[np.int64]) -> float:
+    """LEEP of a classifier's logits ``[n, z]``."""
+    exponent = np.exp(outputs - outputs.max(axis=1, keepdims=True))
+    return leep(exponent / exponent.sum(axis=1, keepdims=True), labels, int(labels.max()) + 1)
+
+
+def compare(
+    evidence: Evidence, index: SketchIndex, entries: NDArray[np.int64] | None = None
+) -> NDArray[np.float64]:
+    """LEEP of the entries' classifiers on the task's pictures: float64 ``[entries]``, 0 at most.
+
+    Args:
+        evidence: The new task with its features.
+        index: The library.
+        entries: int64: positions of the entries to compare with; all of them when ``None``.
+
+    Raises:
+        ProbeMismatchError: The task was described by another probe.
+        SketchError: Its features are not at hand.
+    """
+    return compare_heads("LEEP", leep_of_outputs, evidence, index, entries)
