@@ -66,7 +66,8 @@ def build(
         seed=seed,
     )
     tasks = [
-        LibraryTask(name, _pictures(source, model, image_size)) for name, source in sources.items()
+        LibraryTask(name, pictures_of(source, model, image_size))
+        for name, source in sources.items()
     ]
     console = Console(stderr=True)
     with Library(folder) as library, Progress(console=console, transient=True) as bars:
@@ -88,7 +89,17 @@ def build(
         )
 
 
-def _pictures(source: str, model: str, size: int | None) -> ImageSet:
+def pictures_of(source: str, model: str, size: int | None) -> ImageSet:
+    """The pictures of a source: ``embedded:NAME``, an .npz file, or a folder of classes.
+
+    Args:
+        source: As the operator writes it.
+        model: Whose picture size files of a folder get.
+        size: Side of the pictures, where it is not the model's own.
+
+    Raises:
+        DataError: A source that cannot be used.
+    """
     if source.startswith(_EMBEDDED):
         return read("embedded", name=source.removeprefix(_EMBEDDED))
     if source.endswith(".npz"):
