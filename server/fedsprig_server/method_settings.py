@@ -56,7 +56,7 @@ def configured(method: str, options: Mapping[str, str]) -> Pruner:
         UnknownNameError: No such method or setting.
         BudgetError: A text that the setting cannot be read from.
     """
-    pruner: Pruner = _changed(lookup(PRUNERS, method, "method"), options, method)
+    pruner: Pruner = changed(lookup(PRUNERS, method, "method"), options, method)
     return pruner
 
 
@@ -80,8 +80,18 @@ def _written(settings: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
             yield prefix + field.name, str(value)
 
 
-def _changed(settings: Any, options: Mapping[str, str], owner: str) -> Any:
-    """Settings with all options at once, since one may be right only beside another."""
+def changed(settings: Any, options: Mapping[str, str], owner: str) -> Any:
+    """Settings with all options at once, since one may be right only beside another.
+
+    Args:
+        settings: A frozen dataclass.
+        options: As in :func:`configured`.
+        owner: Whose settings they are, for messages.
+
+    Raises:
+        UnknownNameError: No such setting.
+        BudgetError: A text that a setting cannot be read from.
+    """
     names = [field.name for field in fields(settings)]
     kinds = get_type_hints(type(settings))
     changes: dict[str, Any] = {}
@@ -104,7 +114,7 @@ def _changed(settings: Any, options: Mapping[str, str], owner: str) -> Any:
                 f"the setting {key}={text!r:.40} cannot be read: write {_wanted(kinds[name])}"
             ) from None
     for name, some in inner.items():
-        changes[name] = _changed(getattr(settings, name), some, f"{owner}'s {name}")
+        changes[name] = changed(getattr(settings, name), some, f"{owner}'s {name}")
     return replace(settings, **changes)
 
 

@@ -35,6 +35,7 @@ COMMANDS: dict[str, Command] = {
     "simulate": Command("fedsprig_sim.commands:simulate", "Run a scenario file."),
     "report": Command("fedsprig_sim.commands:report", "Show a finished run again."),
     "library": Command("fedsprig_server.commands:library", "Look into a library and check it."),
+    "base": Command("fedsprig_server.base_commands:base", "Make base models ready."),
     "bench": Command("fedsprig_sim.bench_commands:bench", "Measure parts of the system."),
     "doctor": Command("fedsprig.cli:doctor", "Show what is installed and what is amiss."),
 }

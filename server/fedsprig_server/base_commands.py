@@ -1,0 +1,88 @@
+"""The operator's commands about base models. Nothing here imports torch."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from fedsprig_server.commands import Json, pairs
+
+base = typer.Typer(add_completion=False, no_args_is_help=True, help="Make base models ready.")
+
+
+@base.callback()
+def _base() -> None:
+    """Make base models ready."""
+
+
+@base.command("prepare")
+def _prepare(
+    out: Annotated[Path, typer.Argument(help="Where the weights go: a .safetensors file.")],
+    data: Annotated[
+        list[str],
+        typer.Option(
+            metavar="SOURCE",
+            help="A folder of pictures by class, an .npz file, or embedded:digits; repeatable.",
+        ),
+    ],
+    model: Annotated[str, typer.Option(help="Base model.")] = "sprig20",
+    weights: Annotated[
+        str, typer.Option(help="shipped, imagenet, a .safetensors file, or none.")
+    ] = "shipped",
+    image_size: Annotated[
+        int | None, typer.Option(min=8, help="Side of the pictures that the model gets.")
+    ] = None,
+    steps: Annotated[int, typer.Option(min=0, help="Optimiser steps.")] = 1200,
+    library: Annotated[
+        Path | None,
+        typer.Option(help="Train under masks of this library's tasks, not of weight sizes."),
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Of the training: whole_every=2; repeatable."
+        ),
+    ] = None,
+    held_out: Annotated[
+        float, typer.Option(help="Share of each class that is measured on and not trained on.")
+    ] = 0.1,
+    seed: Annotated[int, typer.Option(min=0, help="Of everything.")] = 0,
+    json_file: Json = None,
+) -> None:
+    """Train a base so that what is cut from it knows more; see docs/starting.md.
+
+    The same command goes on after an interruption. The file is a base's weights wherever weights
+    are asked for; libraries of the original base are to be built again.
+    """
+    from fedsprig_server.base_command import prepare
+
+    report = prepare(
+        out,
+        data,
+        model=model,
+        weights=None if weights == "none" else weights,
+        image_size=image_size,
+        library=library,
+        settings={**pairs(settings or [], "--set"), "steps": str(steps)},
+        held_out=held_out,
+        seed=seed,
+    )
+    if json_file is not None:
+        json_file.write_text(json.dumps(asdict(report), indent=1) + "\n")
+    table = Table("MACs kept", "before", "after", "points", box=None)
+    for ratio, before in report.before.items():
+        after = report.after[ratio]
+        table.add_row(
+            f"{100 * float(ratio):g} %",
+            f"{100 * before:.1f} %",
+            f"{100 * after:.1f} %",
+            f"{100 * (after - before):+.1f}",
+        )
+    Console().print(table)
+    print(f"{report.file}: base {report.base[:12]}")

@@ -1,0 +1,255 @@
+"""Preparing a base for cutting: sources read, trained with checkpoints, measured, written."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedsprig.artifacts import digest, pack, read_file, require_writable, write_bytes
+from fedsprig.bases import BaseWeights
+from fedsprig.errors import LibraryError, RunError, WeightsError
+from fedsprig.masks import Budget, Mask, ScoreSet, solve
+from fedsprig.masks.scores import weighted_sum
+from fedsprig.preparing import Preparation, PrepareConfig
+from fedsprig.pruning.journal import Checkpoint, Journal
+from fedsprig.scoring import score
+from fedsprig.training import ImageSet, require_classes
+from fedsprig_server.base import Base
+from fedsprig_server.base_measure import MEASURED, Source, accuracies
+from fedsprig_server.library import Library
+
+SAVE_EVERY = 25
+"""Steps between two checkpoints; a kill loses at most as many."""
+
+Told = Callable[[str, int, int], None]
+"""Called with what is done, the steps done and all steps."""
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedBase:
+    """What came of a preparation.
+
+    Attributes:
+        file: The weights.
+        base: Digest of the base that they are, as a library names it.
+        original: That of the base which was prepared.
+        masks: Whose scores the measured masks follow: ``"library"`` or ``"magnitude"``.
+        before: Held-out accuracy right after the cut, by the share of MACs that is kept, of the
+            original.
+        after: Of the prepared base, under the same masks.
+        steps: How long it was trained.
+        seed: Of everything.
+    """
+
+    file: str
+    base: str
+    original: str
+    masks: str
+    before: Mapping[str, float]
+    after: Mapping[str, float]
+    steps: int
+    seed: int
+
+
+def prepare_base(
+    out: Path,
+    pictures: Sequence[ImageSet],
+    *,
+    model: str,
+    weights: str | None,
+    image_size: int | None,
+    library: Library | None,
+    config: PrepareConfig,
+    held_out: float,
+    seed: int,
+    told: Told = lambda stage, done, steps: None,
+) -> PreparedBase:
+    """Prepare a base and write its weights; the same call goes on after a kill.
+
+    What an uninterrupted run with as many threads would have written comes out, bit for bit. A file
+    that the same call has written is left, and its report given again.
+
+    Args:
+        out: Where the weights go, ``.safetensors``; checkpoints lie beside it meanwhile.
+        pictures: The operator's sources; classes of two sources are never the same.
+        model: A builder's name.
+        weights: As :func:`fedsprig.models.build` takes them.
+        image_size: Side of the pictures, where it is not the model's own.
+        library: Whose scores say what units matter, if any.
+        config: How to train.
+        held_out: Share of each class that is measured on.
+        seed: Of everything.
+        told: Shown the progress.
+
+    Raises:
+        FedsprigError: Whatever cannot be, by its own named error, before anything is trained.
+    """
+    if out.suffix != ".safetensors":
+        raise WeightsError(f"{out} cannot hold weights: give a name that ends in .safetensors")
+    for given in pictures:
+        require_classes(given)
+    require_writable(out)
+
+    def stored_plan(name: str) -> bytes | None:
+        record = None if library is None else library.find_base(name)
+        return None if record is None or library is None else library.blobs.get(record.plan)
+
+    base = Base.load(model, weights, image_size=image_size, stored_plan=stored_plan)
+    scores = [] if library is None else _scores(library, base)
+    run = _run_digest(base, pictures, scores, config, held_out, seed)
+    folder = out.with_name(f"{out.name}.unfinished")
+    if out.exists():
+        report = _finished(out, run)
+        shutil.rmtree(folder, ignore_errors=True)
+        return report
+    journal = Journal(folder, run)
+    sources = [Source.of(given, base.card, held_out, seed=seed) for given in pictures]
+    measured = [source.sample(MEASURED, seed=seed) for source in sources]
+    masks = _masks(base, scores, config)
+    checkpoint = journal.checkpoint("training")
+    if "before" in checkpoint.state:
+        before = {float(ratio): value for ratio, value in checkpoint.state["before"].items()}
+    else:
+        told("measuring", 0, 1)
+        before = accuracies(base.module, base.plan, base.card, masks, measured)
+    saved = checkpoint.beside(lambda: {"before": before})
+    _train(base, _joined(sources), scores, config, seed, saved, told)
+    told("measuring", 0, 1)
+    after = accuracies(base.module, base.plan, base.card, masks, measured)
+    report = PreparedBase(
+        file=str(out),
+        base=BaseWeights.of(model, base.module, base.card.head).digest,
+        original=base.digest,
+        masks="library" if scores else "magnitude",
+        before=_texts(before),
+        after=_texts(after),
+        steps=config.steps,
+        seed=seed,
+    )
+    state = {name: value.numpy() for name, value in base.module.state_dict().items()}
+    write_bytes(out, pack(state, {"run": run, "report": json.dumps(asdict(report))}))
+    shutil.rmtree(folder, ignore_errors=True)
+    return report
+
+
+def _train(
+    base: Base,
+    pictures: tuple[Tensor, Tensor],
+    scores: Sequence[ScoreSet],
+    config: PrepareConfig,
+    seed: int,
+    checkpoint: Checkpoint,
+    told: Told,
+) -> None:
+    """Train from the checkpoint to the end, in place."""
+    told("looking at the pictures", 0, config.steps)
+    run = Preparation(base.module, base.plan, *pictures, config, seed=seed, scores=scores)
+    first = int(checkpoint.state.get("steps", 0))
+    own = base.module.state_dict()
+    for name, value in checkpoint.arrays.items():
+        if name.startswith("weight:"):
+            own[name.removeprefix("weight:")].copy_(torch.from_numpy(value))
+    run.remember(
+        {
+            name.removeprefix("momentum:"): torch.from_numpy(value)
+            for name, value in checkpoint.arrays.items()
+            if name.startswith("momentum:")
+        }
+    )
+    for step in range(first, config.steps):
+        losses = run.step(step)
+        told(f"training, loss {sum(losses) / len(losses):.2f}", step + 1, config.steps)
+        if (step + 1) % SAVE_EVERY == 0:
+            arrays = {f"weight:{name}": tensor.numpy() for name, tensor in own.items()}
+            for name, tensor in run.momenta().items():
+                arrays[f"momentum:{name}"] = tensor.numpy()
+            checkpoint.save({"steps": step + 1}, arrays)
+    run.finish()
+
+
+def _scores(library: Library, base: Base) -> list[ScoreSet]:
+    """What units matter to the library's tasks of that base.
+
+    Raises:
+        LibraryError: It knows none.
+    """
+    entries = library.entries(base.digest)
+    if not entries:
+        raise LibraryError(
+            f"the library knows no task of this base ({base.digest[:12]}): build it with the same "
+            "model and weights, or leave --library out"
+        )
+    return [library.scores(entry, base.plan) for entry in entries]
+
+
+def _masks(base: Base, scores: Sequence[ScoreSet], config: PrepareConfig) -> dict[float, Mask]:
+    """The masks that both bases are measured under, from whole to smallest."""
+    if scores:
+        ranked = weighted_sum([one.normalised() for one in scores], [1 / len(scores)] * len(scores))
+    else:
+        ranked = score("magnitude", base.module, base.plan)
+    masks = {1.0: Mask.full(base.plan)}
+    for ratio in reversed(config.ratios):
+        masks[ratio] = solve(ranked, base.plan, Budget.fraction(base.plan, macs=ratio))
+    return masks
+
+
+def _joined(sources: Sequence[Source]) -> tuple[Tensor, Tensor]:
+    """All pictures, and labels that count the classes of all sources one after the other."""
+    labels, first = [], 0
+    for source in sources:
+        labels.append(source.labels + first)
+        first += source.classes
+    return torch.cat([source.images for source in sources]), torch.cat(labels)
+
+
+def _run_digest(
+    base: Base,
+    pictures: Sequence[ImageSet],
+    scores: Sequence[ScoreSet],
+    config: PrepareConfig,
+    held_out: float,
+    seed: int,
+) -> str:
+    """What a preparation follows from."""
+    seen = hashlib.sha256()
+    for given in pictures:
+        seen.update(repr((given.images.shape, given.classes)).encode())
+        seen.update(np.ascontiguousarray(given.images).data)
+        seen.update(np.ascontiguousarray(given.labels).data)
+    told = {
+        "base": base.digest,
+        "plan": base.plan.digest,
+        "pictures": seen.hexdigest(),
+        "scores": [one.digest for one in scores],
+        "config": asdict(config),
+        "held_out": held_out,
+        "seed": seed,
+    }
+    return digest(json.dumps(told, sort_keys=True).encode())
+
+
+def _finished(out: Path, run: str) -> PreparedBase:
+    """The report of a file that is there already.
+
+    Raises:
+        RunError: Another command wrote it.
+    """
+    _, metadata = read_file(out)
+    if metadata.get("run") != run:
+        raise RunError(f"{out} is there and of another command: remove it or give another name")
+    kept: dict[str, Any] = json.loads(metadata["report"])
+    return PreparedBase(**{**kept, "file": str(out)})
+
+
+def _texts(values: Mapping[float, float]) -> dict[str, float]:
+    return {f"{ratio:g}": value for ratio, value in values.items()}
