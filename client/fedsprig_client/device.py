@@ -28,6 +28,7 @@ from fedsprig.errors import (
     FedsprigError,
     MessageError,
     MissingNetworkError,
+    MissingPartError,
     StaleUpdateError,
 )
 from fedsprig.graph import shrink_plan
@@ -36,8 +37,11 @@ from fedsprig.narrowing import narrow_package
 from fedsprig.pruning.aap.attention import attention_sums
 from fedsprig.scoring import score
 from fedsprig.seeds import derive_seed
+from fedsprig.spelling import lookup
 from fedsprig.subnetwork import SubNetwork, build_subnetwork
-from fedsprig.tasks import class_means, projected_variance, sketch
+from fedsprig.tasks import Evidence, Features, class_means, observe, projected_variance
+from fedsprig.tasks.similarity import HEAD_VALUES, head_values
+from fedsprig.tasks.similarity.packed_heads import unpack_heads
 from fedsprig.training import (
     ImageSet,
     evaluate,
@@ -53,6 +57,7 @@ from fedsprig.training import (
 from fedsprig.updates import decode_state, encode_state, encode_update
 from fedsprig.wire import (
     ATTENTION,
+    COMPARE,
     CUT,
     DESCRIBE,
     EVALUATE,
@@ -88,6 +93,7 @@ class Device:
         self._answers: Mapping[str, Callable[[Envelope], Envelope]] = {
             PROFILE: self._profile,
             DESCRIBE: self._describe,
+            COMPARE: self._compare,
             INSTALL: self._install,
             ROUND: self._round,
             ATTENTION: self._attention,
@@ -173,9 +179,15 @@ class Device:
         wanted = parse(pb.DescribeRequest, request.body)
         if digest(request.blob) != (wanted.sent or wanted.probe):
             raise MessageError("the probe is another than the message names: send it again")
-        probe = self._build(request.blob)
+        seen = self._observe(wanted, request.blob)
+        reply = pb.DescribeReply(seconds=time.perf_counter() - started)
+        return Envelope(DESCRIBE, reply.SerializeToString(), seen.sketch.to_bytes())
+
+    def _observe(self, wanted: pb.DescribeRequest, package: bytes) -> Evidence:
+        """What the probe makes of the pictures; its features stay here, if they will be needed."""
+        probe = self._build(package)
         images, labels = self._tensors(probe.card, self.pictures)
-        described = sketch(
+        seen = observe(
             probe.module,
             shrink_plan(probe.plan, probe.mask),
             probe.card.head,
@@ -186,8 +198,35 @@ class Device:
             noise=wanted.noise,
             rng=self._noise(wanted) if wanted.noise else None,
         )
-        reply = pb.DescribeReply(seconds=time.perf_counter() - started)
-        return Envelope(DESCRIBE, reply.SerializeToString(), described.to_bytes())
+        if wanted.keep and seen.features is not None:
+            self.store.keep_features(wanted.probe, seen.features)
+        return seen
+
+    def _compare(self, request: Envelope) -> Envelope:
+        started = time.perf_counter()
+        wanted = parse(pb.CompareRequest, request.body)
+        value = lookup(HEAD_VALUES, wanted.value, "value of classifiers", error=MessageError)
+        heads, probe = unpack_heads(request.blob)
+        seen = self._features(wanted.probe, probe)
+        if heads[0].weight.shape[1] != seen.array.shape[1]:
+            raise MessageError(
+                f"classifiers of {heads[0].weight.shape[1]} features, the probe has "
+                f"{seen.array.shape[1]}: send those of its own library"
+            )
+        reply = pb.CompareReply(pictures=len(seen.labels), values=head_values(value, seen, heads))
+        reply.seconds = time.perf_counter() - started
+        return Envelope(COMPARE, reply.SerializeToString())
+
+    def _features(self, probe: str, package: bytes) -> Features:
+        """The features of the pictures, as they were kept when these were described, or again."""
+        if (kept := self.store.features(probe)) is not None:
+            return kept
+        if not package:
+            raise MissingPartError("the features are gone: the server must send the whole probe")
+        if digest(package) != probe:
+            raise MessageError("the probe is another than the message names: send it again")
+        seen = self._observe(pb.DescribeRequest(probe=probe, keep=True), package)
+        return seen.need_features("a comparison")
 
     def _noise(self, wanted: pb.DescribeRequest) -> np.random.Generator:
         """Where a sketch's noise is drawn from: without the device's secret, nobody can rebuild it.

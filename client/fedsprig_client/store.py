@@ -1,4 +1,4 @@
-"""What a device keeps between messages: group plans, a package and an adapter per run, its secret.
+"""What a device keeps between messages: plans, packages, adapters, features and its secret.
 
 Every file is written beside its place, synced and renamed, so that a device that loses power finds
 the old file or the new one. Names from outside never become paths: runs are stored under the digest
@@ -19,6 +19,7 @@ from fedsprig.artifacts import pack, unpack
 from fedsprig.artifacts.digest import digest
 from fedsprig.artifacts.files import read_bytes, write_bytes
 from fedsprig.errors import ArtifactError, DigestMismatchError, MissingNetworkError
+from fedsprig.tasks import Features
 
 log = logging.getLogger(__name__)
 MAX_BYTES = 1 << 30
@@ -27,10 +28,11 @@ SECRET_BYTES = 32
 
 
 class DeviceStore:
-    """A folder of plans, packages, adapters and the secret."""
+    """A folder of plans, packages, adapters, features and the secret."""
 
     def __init__(self, folder: Path) -> None:
         self._secret = folder / "secret"
+        self._features = folder / "features"
         self._plans = folder / "plans"
         self._runs = folder / "runs"
         self._adapters = folder / "adapters"
@@ -89,6 +91,23 @@ class DeviceStore:
             arrays, metadata = unpack(data[64:])
             found[metadata["run"]] = arrays["state"].tobytes()
         return dict(sorted(found.items()))
+
+    def keep_features(self, probe: str, features: Features) -> None:
+        """Keep what a probe makes of the pictures; what was kept of another one goes."""
+        data = pack({"array": features.array, "labels": features.labels}, {"probe": probe})
+        write_bytes(self._features, digest(data).encode() + data)
+
+    def features(self, probe: str) -> Features | None:
+        """What was kept of a probe, or ``None``; a damaged file counts as absent."""
+        if not self._features.exists():
+            return None
+        data = read_bytes(self._features, max_bytes=MAX_BYTES)
+        if digest(data[64:]).encode() != data[:64]:
+            return None
+        arrays, metadata = unpack(data[64:])
+        if metadata["probe"] != probe:
+            return None
+        return Features(arrays["array"], arrays["labels"])
 
     def secret(self) -> bytes:
         """Random bytes that are made once and never leave the device, readable by its owner alone.

@@ -14,6 +14,7 @@ from fedsprig.pruning.aap.thresholds import Weighting
 from fedsprig.scoring.attention import MAX_POWER, Form
 from fedsprig.spelling import lookup, unknown
 from fedsprig.subnetwork import AdapterConfig
+from fedsprig.tasks.similarity import HEAD_VALUES, SIMILARITIES
 from fedsprig_server.aggregation import AGGREGATIONS
 from fedsprig_server.arms import ARMS
 
@@ -55,14 +56,33 @@ class RoundsConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SelectionConfig:
-    """How neighbours become a mask; see ``fedsprig.tasks.score_mask``, ``fedsprig.masks.solve``."""
+    """How neighbours become a mask; see ``fedsprig.tasks.score_mask``, ``fedsprig.masks.solve``.
+
+    Attributes:
+        similarity: What the library is searched by, a name of ``fedsprig.tasks.SIMILARITIES`` that
+            needs a sketch alone.
+        rerank: What devices are asked about the best entries, a name of
+            ``fedsprig.tasks.similarity.HEAD_VALUES``; empty: nothing.
+        shortlist: How many entries that are; the others then get no weight.
+    """
 
     similarity: str = "prototypes"
+    rerank: str = ""
+    shortlist: int = 20
     score_mask: str = "weighted"
     temperature: float = 0.5
     floor: float = 0.05
     round_to: int = 1
     protect: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Check what the types cannot say."""
+        by_sketch = {name: item for name, item in SIMILARITIES.items() if item.by_sketch}
+        lookup(by_sketch, self.similarity, "similarity", error=RunError)
+        if self.rerank:
+            lookup(HEAD_VALUES, self.rerank, "value to rerank by", error=RunError)
+        if self.shortlist < 1:
+            raise RunError(f"shortlist {self.shortlist}: rerank 1 entry or more")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

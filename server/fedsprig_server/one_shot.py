@@ -6,7 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fedsprig.masks import Budget, Mask, ScoreSet, solve
-from fedsprig.tasks import Evidence, Neighbour, TaskSketch, embeddings, nearest, neighbour_weights
+from fedsprig.tasks import (
+    Evidence,
+    Hit,
+    Neighbour,
+    SketchIndex,
+    TaskSketch,
+    embeddings,
+    nearest,
+    neighbour_weights,
+)
 from fedsprig_server.arms import ARMS, Described
 from fedsprig_server.base import Base
 from fedsprig_server.config import SelectionConfig
@@ -24,15 +33,15 @@ class Found:
     weight: float
 
 
-def find(
+def search(
     sketch: TaskSketch,
     library: Library,
     base: Base,
     selection: SelectionConfig,
     *,
     visible: int | None = None,
-) -> list[tuple[Found, Neighbour]]:
-    """The nearest library tasks, best first, with their shares.
+) -> tuple[SketchIndex, tuple[Hit, ...]]:
+    """What was searched, and the nearest library tasks in it, best first.
 
     All entries take part (at most ``MAX_NEIGHBOURS``): the temperature, not a cut-off, decides how
     far the mask listens.
@@ -41,17 +50,36 @@ def find(
         sketch: Of the new task.
         library: Where to look.
         base: Whose entries.
-        selection: Similarity and temperature.
+        selection: Similarity.
         visible: How many entries take part, in the order in which they were added; all when not
             given.
-
-    Raises:
-        LibraryError: The library has no entry for this base model.
     """
     index = library.index(base.digest)
     if visible is not None:
         index = index.first(visible)
-    hits = nearest(Evidence(sketch), index, similarity=selection.similarity, count=MAX_NEIGHBOURS)
+    evidence, count = Evidence(sketch), MAX_NEIGHBOURS
+    return index, nearest(evidence, index, similarity=selection.similarity, count=count)
+
+
+def shared_out(
+    index: SketchIndex,
+    hits: Sequence[Hit],
+    library: Library,
+    base: Base,
+    selection: SelectionConfig,
+) -> list[tuple[Found, Neighbour]]:
+    """The scores of library tasks that were found, with their shares.
+
+    Args:
+        index: What was searched.
+        hits: What was found, best first.
+        library: Where the scores are.
+        base: Whose entries.
+        selection: Temperature.
+
+    Raises:
+        LibraryError: Nothing was found: the library has no entry for this base model.
+    """
     shares = neighbour_weights([hit.similarity for hit in hits], selection.temperature)
     entries = library.entries_named([hit.name for hit in hits])
     places = index.positions([hit.name for hit in hits])
@@ -63,6 +91,14 @@ def find(
         neighbour = Neighbour(hit.name, hit.similarity, scores, vector)
         found.append((Found(hit.name, hit.similarity, float(share)), neighbour))
     return found
+
+
+def find(
+    sketch: TaskSketch, library: Library, base: Base, selection: SelectionConfig
+) -> list[tuple[Found, Neighbour]]:
+    """:func:`search` and :func:`shared_out` in one, without asking a device."""
+    index, hits = search(sketch, library, base, selection)
+    return shared_out(index, hits, library, base, selection)
 
 
 def arm_scores(

@@ -215,6 +215,32 @@ def read_sketch(
     return sketch, seconds
 
 
+def read_compared(answer: Envelope, *, heads: int, pictures: int) -> pb.CompareReply:
+    """The answer to ``COMPARE``.
+
+    Args:
+        answer: From a device.
+        heads: Classifiers that it was sent.
+        pictures: That it has said to have.
+
+    Raises:
+        MessageError: Another number of values, or a number of pictures that cannot be.
+        NonFiniteUpdateError: Values that are not finite, or are too large to count with.
+    """
+    reply = parse(pb.CompareReply, answer.body)
+    if len(reply.values) != heads:
+        raise MessageError(
+            f"{len(reply.values)} values for {heads} classifiers: the device must compare with all"
+        )
+    if not 1 <= reply.pictures <= pictures:
+        raise MessageError(
+            f"values of {reply.pictures} pictures, the device has 1 to {pictures}: "
+            "it must send its own number"
+        )
+    _check_floats([np.array(reply.values, np.float64)])
+    return reply
+
+
 def plan_of(package: bytes, plan: GroupPlan) -> GroupPlan:
     """The plan of the sub-network in a package that was cut from the network of ``plan``."""
     return shrink_plan(plan, Mask.from_bytes(parse(pb.SubNetwork, package).mask, plan))

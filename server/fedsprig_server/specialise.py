@@ -31,7 +31,7 @@ from fedsprig_server.ledger import Ledger
 from fedsprig_server.library import Library, Run
 from fedsprig_server.lobby import Member
 from fedsprig_server.networks import Networks
-from fedsprig_server.one_shot import arm_scores, find
+from fedsprig_server.one_shot import arm_scores, search, shared_out
 from fedsprig_server.pruning import Shrinking, Sizes
 from fedsprig_server.replies import (
     Installed,
@@ -40,6 +40,7 @@ from fedsprig_server.replies import (
     read_sketch,
     read_update,
 )
+from fedsprig_server.rerank import reranked
 from fedsprig_server.scheduler import Answer, Ask, Flow
 
 
@@ -99,10 +100,13 @@ class Specialisation:
                 yield from self._arm(ARMS[arm], run, done)
 
     def _describe(self) -> Generator[Ask, list[Answer], Run]:
-        """Collect the devices' sketches, merge them and find the neighbours."""
+        """Collect the devices' sketches, merge them and find neighbours, in one or two stages."""
         ledger = Ledger()
         probe, probe_plan = digest(self._probe), plan_of(self._probe, self._base.plan)
-        wanted = pb.DescribeRequest(probe=probe, noise=self._config.sketch_noise)
+        selection = self._config.selection
+        wanted = pb.DescribeRequest(
+            probe=probe, noise=self._config.sketch_noise, keep=bool(selection.rerank)
+        )
         whole = Envelope(DESCRIBE, wanted.SerializeToString(), self._probe)
         answers = yield from self._here.ask(
             {device: self._short(device, whole) for device in self._here.members},
@@ -122,9 +126,21 @@ class Specialisation:
             self._holding.add(device)  # the probe brought the plan
         sketch = TaskSketch.merge(sketches)
         started = time.perf_counter()
-        found = find(
-            sketch, self._library, self._base, self._config.selection, visible=self._visible
-        )
+        index, hits = search(sketch, self._library, self._base, selection, visible=self._visible)
+        waited = time.perf_counter()
+        if selection.rerank:
+            hits = yield from reranked(
+                hits,
+                index,
+                sketch,
+                selection,
+                probe=self._probe,
+                here=self._here,
+                pictures=self._pictures,
+                ledger=ledger,
+            )
+        started += time.perf_counter() - waited  # the server's own seconds are counted
+        found = shared_out(index, hits, self._library, self._base, selection)
         neighbours = [neighbour for _, neighbour in found]
         scores = {
             arm: made
@@ -135,7 +151,7 @@ class Specialisation:
                     sketch,
                     neighbours,
                     self._base,
-                    self._config.selection,
+                    selection,
                     seed=self._config.seed,
                     task=self.task,
                 )

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from fedsprig.errors import RunError
 from fedsprig.masks import Mask
 from fedsprig.masks.costs import BYTES_PER_PARAMETER
-from fedsprig.wire import ATTENTION, CUT, DESCRIBE, EVALUATE, INSTALL, ROUND
+from fedsprig.wire import ATTENTION, COMPARE, CUT, DESCRIBE, EVALUATE, INSTALL, ROUND
 from fedsprig_server.base import Base
 from fedsprig_server.config import ServerConfig
 from fedsprig_server.ledger import Ledger
@@ -109,7 +109,7 @@ def _task(
                     if device.name in ledger.at(last)
                 },
                 update_bytes=own.largest_update.get(device.name, 0),
-                download_bytes=_down(probe, device.name, DESCRIBE)
+                download_bytes=_down(probe, device.name, DESCRIBE, COMPARE)
                 + _down(own, device.name, INSTALL, ROUND, ATTENTION, CUT, EVALUATE),
                 seconds=_seconds(probe, device.name) + _seconds(own, device.name),
                 rounds=own.rounds.get(device.name, 0),
@@ -121,7 +121,7 @@ def _task(
         base_macs=base.macs(whole, num_classes=classes),
         base_parameters=base.parameters(whole, num_classes=classes),
         download=Download(
-            probe=_mean(_down(probe, name, DESCRIBE) for name in names),
+            probe=_mean(_down(probe, name, DESCRIBE, COMPARE) for name in names),
             sub_network=_mean(_down(own, name, INSTALL) for name in names),
             rounds=_mean(_down(own, name, ROUND, EVALUATE) for name in names),
             pruning=_mean(_down(own, name, ATTENTION, CUT) for name in names),

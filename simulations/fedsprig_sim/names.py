@@ -12,7 +12,7 @@ from fedsprig.errors import ScenarioError, UnknownNameError
 from fedsprig.models import describe
 from fedsprig.scoring import SCORERS
 from fedsprig.spelling import unknown
-from fedsprig.tasks.similarity import SIMILARITIES
+from fedsprig.tasks.similarity import HEAD_VALUES, SIMILARITIES
 from fedsprig.training.cameras import camera
 from fedsprig.updates.codecs import CODECS
 from fedsprig_sim.scenario import Scenario
@@ -49,4 +49,5 @@ def _registered(scenario: Scenario) -> list[tuple[str, str, Collection[str]]]:
         ("codecs.adapter", scenario.codecs.adapter, CODECS),
         ("codecs.weights", scenario.codecs.weights, CODECS),
         ("selection.similarity", scenario.selection.similarity, by_sketch),
+        ("selection.rerank", scenario.selection.rerank, ("", *HEAD_VALUES)),
     ]

@@ -245,6 +245,11 @@ class SelectionSection(Section):
     """How a new task gets its mask."""
 
     similarity: str = "prototypes"
+    rerank: str = ""
+    """What the devices order the best entries by anew, on their pictures: ``leep``, ``h_score``, or
+    nothing; the other entries then get no weight."""
+    shortlist: Annotated[int, Field(ge=1)] = 20
+    """How many entries that are."""
     score_mask: str = "weighted"
     """How the neighbours' scores become the task's: a name of ``fedsprig.tasks.SCORE_MASKS``."""
     temperature: Annotated[float, Field(gt=0)] = 0.5

@@ -34,10 +34,22 @@ from fedsprig.masks import Mask, ScoreSet
 from fedsprig.models import build
 from fedsprig.pruning.aap.attention import attention_sums
 from fedsprig.subnetwork import AdapterConfig, build_subnetwork, pack_subnetwork
-from fedsprig.tasks import TaskSketch
-from fedsprig.training import evaluate, read, recalibrate, to_tensor
+from fedsprig.tasks import Features, TaskSketch
+from fedsprig.tasks.similarity import HEAD_VALUES, Head
+from fedsprig.tasks.similarity.packed_heads import pack_heads, unpack_heads
+from fedsprig.training import evaluate, features, read, recalibrate, to_tensor
 from fedsprig.updates import decode_state, decode_update, encode_state
-from fedsprig.wire import ATTENTION, CUT, DESCRIBE, EVALUATE, INSTALL, PROFILE, ROUND, Envelope
+from fedsprig.wire import (
+    ATTENTION,
+    COMPARE,
+    CUT,
+    DESCRIBE,
+    EVALUATE,
+    INSTALL,
+    PROFILE,
+    ROUND,
+    Envelope,
+)
 from fedsprig.wire import device_pb2 as pb
 from fedsprig_client import config
 from fedsprig_client.config import DeviceConfig
@@ -148,6 +160,81 @@ def probe_of(package):
     message = pb.SubNetwork.FromString(package)
     message.ClearField("adapter")
     return message.SerializeToString()
+
+
+def some_heads(package, classes=3):
+    """Classifiers on the probe's features."""
+    network = build_subnetwork(package, plan_of=lambda _: None)
+    features = network.module.get_submodule(network.card.head).in_features
+    rng = np.random.default_rng(5)
+    return [
+        Head(
+            rng.normal(size=(classes + extra, features)).astype(np.float32),
+            rng.normal(size=classes + extra).astype(np.float32),
+        )
+        for extra in (0, 1)
+    ]
+
+
+def compared(folder, probe, blob, value="leep"):
+    wanted = pb.CompareRequest(probe=digest(probe), value=value)
+    return pb.CompareReply.FromString(ask(folder, COMPARE, wanted, blob).body)
+
+
+@pytest.mark.parametrize("value", ["leep", "h_score"])
+def test_it_says_what_classifiers_are_worth_on_the_features_that_it_kept(folder, package, value):
+    probe = probe_of(package)
+    # What it keeps is as the probe made it, whatever noise there is on the sketch.
+    ask(folder, DESCRIBE, pb.DescribeRequest(probe=digest(probe), noise=0.5, keep=True), probe)
+    heads, _ = unpack_heads(pack_heads(some_heads(package)))
+    reply = compared(folder, probe, pack_heads(some_heads(package)), value)
+    network = build_subnetwork(probe, plan_of=lambda _: None)
+    device = Device.open(folder / "device.toml")
+    images = to_tensor(device.pictures.images, network.card)
+    vectors = features(network.module, network.card.head, images).numpy()
+    seen = Features(vectors, device.pictures.labels.astype(np.int64))
+    expected = [HEAD_VALUES[value](head.outputs(vectors), seen.labels) for head in heads]
+    assert reply.pictures == 24
+    np.testing.assert_allclose(reply.values, expected, rtol=1e-3)
+    assert reply.values[0] != reply.values[1]
+
+
+def test_lost_features_are_made_again_from_the_whole_probe(folder, package):
+    probe = probe_of(package)
+    heads = some_heads(package)
+    short, whole = pack_heads(heads), pack_heads(heads, probe)
+    ask(folder, DESCRIBE, pb.DescribeRequest(probe=digest(probe)), probe)
+    kept = folder / "store" / "features"
+    assert not kept.exists()  # nobody wanted them
+    with pytest.raises(MissingPartError, match="the whole probe"):
+        compared(folder, probe, short)
+    first = compared(folder, probe, whole)
+    assert kept.exists()
+    assert compared(folder, probe, short).values == first.values
+    data = kept.read_bytes()
+    kept.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.raises(MissingPartError):
+        compared(folder, probe, short)
+    assert compared(folder, probe, whole).values == first.values
+    assert kept.read_bytes() == data
+    ask(folder, DESCRIBE, pb.DescribeRequest(probe=digest(probe), keep=True), probe)
+    assert kept.read_bytes() == data
+    assert compared(folder, probe, short).values == first.values
+
+
+def test_features_of_another_probe_do_not_answer(folder, package):
+    probe = probe_of(package)
+    ask(folder, DESCRIBE, pb.DescribeRequest(probe=digest(probe), keep=True), probe)
+    heads = some_heads(package)
+    with pytest.raises(MissingPartError):
+        compared(folder, b"another", pack_heads(heads))
+    with pytest.raises(MessageError, match="probe is another"):
+        compared(folder, b"another", pack_heads(heads, probe))
+    with pytest.raises(MessageError, match="classifiers of 3 features"):
+        narrow = [Head(head.weight[:, :3], head.bias) for head in heads]
+        compared(folder, probe, pack_heads(narrow))
+    with pytest.raises(MessageError, match="did you mean 'leep'"):
+        compared(folder, probe, pack_heads(heads), "lep")
 
 
 def described(folder, probe, noise):

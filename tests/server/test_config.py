@@ -74,6 +74,29 @@ def test_sharing_between_widths_is_free_where_all_have_one_a():
 
 
 @pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"similarity": "prototype"}, "did you mean 'prototypes'"),
+        ({"similarity": "leep"}, "unknown similarity 'leep'"),  # the server has no pictures
+        ({"rerank": "lep"}, "did you mean 'leep'"),
+        ({"rerank": "prototypes"}, "unknown value to rerank by"),
+        ({"rerank": "leep", "shortlist": 0}, "1 entry or more"),
+    ],
+)
+def test_a_search_that_cannot_be_made_is_refused(changes, words):
+    with pytest.raises(RunError, match=words):
+        SelectionConfig(**changes)
+
+
+def test_every_stage_of_a_search_can_be_chosen(tmp_path):
+    for name in ("prototypes", "transport", "fingerprints"):
+        for rerank in ("", "leep", "h_score"):
+            chosen = SelectionConfig(similarity=name, rerank=rerank, shortlist=3)
+            config(selection=chosen).save(tmp_path / "server.json")
+            assert ServerConfig.load(tmp_path / "server.json").selection == chosen
+
+
+@pytest.mark.parametrize(
     ("pruning", "changes", "words"),
     [
         ({"every": 2, "cuts": 2}, {}, "follows round 4 of 3, and nothing trains after it"),

@@ -10,10 +10,11 @@ from fedsprig.errors import MessageError, NonFiniteUpdateError, UpdateError
 from fedsprig.graph import trace_groups
 from fedsprig.models import build
 from fedsprig.updates import encode_update
-from fedsprig.wire import ATTENTION, CUT, EVALUATE, INSTALL, ROUND, Envelope
+from fedsprig.wire import ATTENTION, COMPARE, CUT, EVALUATE, INSTALL, ROUND, Envelope
 from fedsprig.wire import device_pb2 as pb
 from fedsprig_server.replies import (
     read_attention,
+    read_compared,
     read_cut,
     read_evaluation,
     read_installed,
@@ -26,6 +27,25 @@ def test_an_answer_without_the_evaluation_that_was_asked_for_is_refused():
         read_update(Envelope(ROUND, pb.RoundReply(loss=1.0).SerializeToString()), {}, "")
     with pytest.raises(MessageError, match="no evaluation"):
         read_evaluation(Envelope(EVALUATE, pb.EvaluateReply(seconds=1.0).SerializeToString()))
+
+
+def compared(values, pictures=4):
+    reply = pb.CompareReply(values=values, pictures=pictures, seconds=1.0)
+    return Envelope(COMPARE, reply.SerializeToString())
+
+
+def test_values_of_classifiers_are_counted_and_bounded():
+    reply = read_compared(compared([-1.5, 0.25]), heads=2, pictures=4)
+    assert list(reply.values) == [-1.5, 0.25]
+    for values in ([], [0.0], [0.0] * 3):
+        with pytest.raises(MessageError, match="for 2 classifiers"):
+            read_compared(compared(values), heads=2, pictures=4)
+    for value in (float("nan"), float("inf"), -1e31):
+        with pytest.raises(NonFiniteUpdateError):
+            read_compared(compared([0.0, value]), heads=2, pictures=4)
+    for pictures in (0, 5):
+        with pytest.raises(MessageError, match="1 to 4"):
+            read_compared(compared([0.0, 0.0], pictures), heads=2, pictures=4)
 
 
 @pytest.mark.parametrize("accuracy", [-0.1, 1.5, float("nan")])

@@ -21,6 +21,8 @@ def test_the_demo_names_what_there_is() -> None:
         ({"adapter": {"kind": "splorra"}}, ScenarioError, "unknown adapter.kind 'splorra': did"),
         ({"codecs": {"update": "int9"}}, ScenarioError, "unknown codecs.update 'int9'"),
         ({"selection": {"similarity": "prototype"}}, ScenarioError, "'prototypes'"),
+        ({"selection": {"similarity": "leep"}}, ScenarioError, "selection.similarity"),
+        ({"selection": {"rerank": "lep"}}, ScenarioError, "'leep'"),
         (
             {"draws": [{**DEMO["library"]["draws"][0], "prefix": "x", "cameras": ["inverted"]}]},
             UnknownNameError,

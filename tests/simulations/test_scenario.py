@@ -75,8 +75,8 @@ def test_demo_is_as_large_as_promised() -> None:
         ),
         (
             {"selection": {"xyz": 1}},
-            "my.toml: unknown key selection.xyz: there is similarity, temperature, floor, "
-            "round_to, protect",
+            "my.toml: unknown key selection.xyz: there is similarity, rerank, shortlist, "
+            "score_mask, temperature, floor, round_to, protect",
         ),
         ({"rounds": {"count": "3"}}, "my.toml: rounds.count: input should be a valid integer"),
         ({"rounds": {"count": 0}}, "my.toml: rounds.count: input should be greater than"),

@@ -2,6 +2,7 @@
 
 from fedsprig.wire.envelope import (
     ATTENTION,
+    COMPARE,
     CUT,
     DESCRIBE,
     EVALUATE,
@@ -15,6 +16,7 @@ from fedsprig.wire.envelope import (
 
 __all__ = [
     "ATTENTION",
+    "COMPARE",
     "CUT",
     "DESCRIBE",
     "EVALUATE",

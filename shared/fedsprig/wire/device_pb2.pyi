@@ -93,20 +93,40 @@ class ProfileReply(_message.Message):
     def __init__(self, device: _Optional[str] = ..., task: _Optional[str] = ..., classes: _Optional[_Iterable[str]] = ..., pictures: _Optional[int] = ..., budget: _Optional[_Union[Budget, _Mapping]] = ..., cores: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., plans: _Optional[_Iterable[str]] = ..., bases: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class DescribeRequest(_message.Message):
-    __slots__ = ("probe", "noise", "sent")
+    __slots__ = ("probe", "noise", "sent", "keep")
     PROBE_FIELD_NUMBER: _ClassVar[int]
     NOISE_FIELD_NUMBER: _ClassVar[int]
     SENT_FIELD_NUMBER: _ClassVar[int]
+    KEEP_FIELD_NUMBER: _ClassVar[int]
     probe: str
     noise: float
     sent: str
-    def __init__(self, probe: _Optional[str] = ..., noise: _Optional[float] = ..., sent: _Optional[str] = ...) -> None: ...
+    keep: bool
+    def __init__(self, probe: _Optional[str] = ..., noise: _Optional[float] = ..., sent: _Optional[str] = ..., keep: _Optional[bool] = ...) -> None: ...
 
 class DescribeReply(_message.Message):
     __slots__ = ("seconds",)
     SECONDS_FIELD_NUMBER: _ClassVar[int]
     seconds: float
     def __init__(self, seconds: _Optional[float] = ...) -> None: ...
+
+class CompareRequest(_message.Message):
+    __slots__ = ("probe", "value")
+    PROBE_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    probe: str
+    value: str
+    def __init__(self, probe: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+
+class CompareReply(_message.Message):
+    __slots__ = ("pictures", "seconds", "values")
+    PICTURES_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    VALUES_FIELD_NUMBER: _ClassVar[int]
+    pictures: int
+    seconds: float
+    values: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, pictures: _Optional[int] = ..., seconds: _Optional[float] = ..., values: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class InstallRequest(_message.Message):
     __slots__ = ("run", "seed")

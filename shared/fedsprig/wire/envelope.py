@@ -15,12 +15,13 @@ from fedsprig.errors import LimitError, MessageError
 
 PROFILE: Final = "query.profile"
 DESCRIBE: Final = "query.describe"
+COMPARE: Final = "query.compare"
 INSTALL: Final = "query.install"
 ROUND: Final = "train.round"
 ATTENTION: Final = "query.attention"
 CUT: Final = "query.cut"
 EVALUATE: Final = "evaluate.adapter"
-KINDS: Final = (PROFILE, DESCRIBE, INSTALL, ROUND, ATTENTION, CUT, EVALUATE)
+KINDS: Final = (PROFILE, DESCRIBE, COMPARE, INSTALL, ROUND, ATTENTION, CUT, EVALUATE)
 
 BODY_BYTES: Final = 1 << 20
 BLOB_BYTES: Final = 1 << 30
