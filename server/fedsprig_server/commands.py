@@ -134,14 +134,14 @@ def _build(
 
     entries = build(
         folder,
-        _pairs(data, "--data"),
+        pairs(data, "--data"),
         method=method,
         policy=policy,
         target=target,
         model=model,
         weights=None if weights == "none" else weights,
         image_size=image_size,
-        settings=_pairs(settings or [], "--set", empty=True),
+        settings=pairs(settings or [], "--set", empty=True),
         held_out=held_out,
         seed=seed,
     )
@@ -163,16 +163,75 @@ def _build(
     Console().print(table)
 
 
-def _pairs(items: list[str], option: str, *, empty: bool = False) -> dict[str, str]:
-    pairs = {}
+@library.command("evaluate")
+def _evaluate(
+    folder: Folder,
+    macs: Annotated[
+        str | None,
+        typer.Option(help="Compare masks of this size: 30% or 12M; 25% where nothing is said."),
+    ] = None,
+    weight_bytes: Annotated[
+        str | None, typer.Option("--bytes", help="Of this size of weights: 25% or 120kB.")
+    ] = None,
+    entries: Annotated[int, typer.Option(min=1, help="Leave out this many at most.")] = 200,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=SOURCE",
+            help="Pictures of an entry's task, to measure accuracy on too: as for `build`; "
+            "repeatable.",
+        ),
+    ] = None,
+    model: Annotated[str, typer.Option(help="Base model, for the pictures.")] = "sprig20",
+    weights: Annotated[
+        str, typer.Option(help="shipped, imagenet, a .safetensors file, or none.")
+    ] = "shipped",
+    image_size: Annotated[
+        int | None, typer.Option(min=8, help="Side of the pictures that the model gets.")
+    ] = None,
+    held_out: Annotated[float, typer.Option(help="Share of each class to measure on.")] = 0.2,
+    seed: Annotated[int, typer.Option(min=0, help="Of everything that is drawn.")] = 0,
+    json_file: Json = None,
+) -> None:
+    """Tell whether choosing similar tasks pays in this library, and print the settings for it.
+
+    Leaves one task out, predicts its mask from the others by every way that there is, and compares
+    it with the mask of its own scores. Without --data no network is needed.
+    """
+    from fedsprig_server.library_evaluation.command import evaluate_library
+
+    with _opened(folder) as opened:
+        found = evaluate_library(
+            opened,
+            pairs(data or [], "--data"),
+            macs="25%" if macs is None and weight_bytes is None else macs,
+            weight_bytes=weight_bytes,
+            entries=entries,
+            model=model,
+            weights=None if weights == "none" else weights,
+            image_size=image_size,
+            held_out=held_out,
+            seed=seed,
+        )
+    if json_file is not None:
+        json_file.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def pairs(items: list[str], option: str, *, empty: bool = False) -> dict[str, str]:
+    """Texts by name of ``NAME=VALUE``; a value may be empty where ``empty`` says so.
+
+    Raises:
+        typer.BadParameter: One of another form, or a name that is given twice.
+    """
+    found = {}
     for item in items:
         name, sign, value = item.partition("=")
         if not (name and sign and (value or empty)):
             raise typer.BadParameter(f"{item!r} is not of the form NAME=VALUE", param_hint=option)
-        if name in pairs:
+        if name in found:
             raise typer.BadParameter(f"{name!r} is given twice", param_hint=option)
-        pairs[name] = value
-    return pairs
+        found[name] = value
+    return found
 
 
 def _counted(count: int, what: str) -> str:

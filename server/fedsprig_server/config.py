@@ -14,10 +14,12 @@ from fedsprig.pruning.aap.thresholds import Weighting
 from fedsprig.scoring.attention import MAX_POWER, Form
 from fedsprig.spelling import lookup, unknown
 from fedsprig.subnetwork import AdapterConfig
+from fedsprig.tasks import SCORE_MASKS
 from fedsprig.tasks.similarity import HEAD_VALUES, SIMILARITIES
 from fedsprig_server.aggregation import AGGREGATIONS
 from fedsprig_server.arms import ARMS
 
+AUTO: Final = "auto"
 MAX_PICTURES: Final = 10_000_000
 """That attention is measured on, on one device."""
 
@@ -64,6 +66,8 @@ class SelectionConfig:
         rerank: What devices are asked about the best entries, a name of
             ``fedsprig.tasks.similarity.HEAD_VALUES``; empty: nothing.
         shortlist: How many entries that are; the others then get no weight.
+        score_mask: A name of ``SCORE_MASKS`` there; ``auto``: the library decides on both and on
+            the temperature (docs/retrieval.md).
     """
 
     similarity: str = "prototypes"
@@ -83,6 +87,8 @@ class SelectionConfig:
             lookup(HEAD_VALUES, self.rerank, "value to rerank by", error=RunError)
         if self.shortlist < 1:
             raise RunError(f"shortlist {self.shortlist}: rerank 1 entry or more")
+        if self.score_mask not in (AUTO, *SCORE_MASKS):
+            raise RunError(unknown("score mask", self.score_mask, (AUTO, *SCORE_MASKS)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -29,6 +29,7 @@ from fedsprig_server.cohort_state import CohortState, Truncation
 from fedsprig_server.config import ServerConfig
 from fedsprig_server.ledger import Ledger
 from fedsprig_server.library import Library, Run
+from fedsprig_server.library_evaluation import settled
 from fedsprig_server.lobby import Member
 from fedsprig_server.networks import Networks
 from fedsprig_server.one_shot import arm_scores, search, shared_out
@@ -126,6 +127,9 @@ class Specialisation:
             self._holding.add(device)  # the probe brought the plan
         sketch = TaskSketch.merge(sketches)
         started = time.perf_counter()
+        selection = settled(
+            self._config.selection, self._library, self._base, visible=self._visible
+        )
         index, hits = search(sketch, self._library, self._base, selection, visible=self._visible)
         waited = time.perf_counter()
         if selection.rerank:

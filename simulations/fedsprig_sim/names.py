@@ -12,9 +12,11 @@ from fedsprig.errors import ScenarioError, UnknownNameError
 from fedsprig.models import describe
 from fedsprig.scoring import SCORERS
 from fedsprig.spelling import unknown
+from fedsprig.tasks import SCORE_MASKS
 from fedsprig.tasks.similarity import HEAD_VALUES, SIMILARITIES
 from fedsprig.training.cameras import camera
 from fedsprig.updates.codecs import CODECS
+from fedsprig_server.config import AUTO
 from fedsprig_sim.scenario import Scenario
 
 
@@ -22,7 +24,7 @@ def check_names(scenario: Scenario) -> None:
     """Check every name that a registry must know.
 
     Raises:
-        ScenarioError: A scorer, adapter, codec or similarity that does not exist.
+        ScenarioError: A scorer, adapter, codec, similarity or score mask that does not exist.
         UnknownNameError: A base model or a camera that does not exist.
     """
     describe(scenario.base.model)
@@ -50,4 +52,5 @@ def _registered(scenario: Scenario) -> list[tuple[str, str, Collection[str]]]:
         ("codecs.weights", scenario.codecs.weights, CODECS),
         ("selection.similarity", scenario.selection.similarity, by_sketch),
         ("selection.rerank", scenario.selection.rerank, ("", *HEAD_VALUES)),
+        ("selection.score_mask", scenario.selection.score_mask, (AUTO, *SCORE_MASKS)),
     ]

@@ -23,6 +23,7 @@ def test_the_demo_names_what_there_is() -> None:
         ({"selection": {"similarity": "prototype"}}, ScenarioError, "'prototypes'"),
         ({"selection": {"similarity": "leep"}}, ScenarioError, "selection.similarity"),
         ({"selection": {"rerank": "lep"}}, ScenarioError, "'leep'"),
+        ({"selection": {"score_mask": "weigted"}}, ScenarioError, "'weighted'"),
         (
             {"draws": [{**DEMO["library"]["draws"][0], "prefix": "x", "cameras": ["inverted"]}]},
             UnknownNameError,

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from fedsprig.errors import LibraryError
 from fedsprig.masks import ScoreSet
-from fedsprig.tasks import Neighbour, TaskSketch, score_mask
+from fedsprig.tasks import Neighbour, TaskSketch, embedding, score_mask
 from fedsprig.tasks.score_mask import Ridge
 from fedsprig.tasks.score_mask.ridge import PENALTIES, SHARES
 
@@ -135,7 +135,7 @@ def test_as_a_score_mask_it_reads_the_sketch() -> None:
     for prints in (vectors[2, FEATURES:], np.zeros(0, np.float32)):
         task = TaskSketch("a" * 64, vectors[2:3, :FEATURES], np.array([9]), ("",), prints)
         used = vectors if prints.size else vectors[:, :FEATURES]
-        expected = Ridge(used, FEATURES, rows).weights(used[2]) @ rows
+        expected = Ridge(used, FEATURES, rows).weights(embedding(task)) @ rows
         made = score_mask(task, near, method="ridge")
         np.testing.assert_allclose(made.flat, expected, rtol=1e-5)
         assert not np.allclose(made.flat, rows.mean(axis=0), atol=1e-3)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -138,15 +140,25 @@ def test_bad_settings_are_refused() -> None:
 
 
 def test_an_embedding_is_the_mean_of_classes_then_the_fingerprint() -> None:
-    first = sketch([[1.0, 3.0], [3.0, 5.0]], [7.0, 8.0])
+    first = sketch([[1.0, 3.0], [3.0, 5.0]], [3.0, 4.0])
     second = sketch([[2.0, 0.0]], [0.5, 0.0])
-    assert embedding(first).tolist() == [2, 4, 7, 8]
+    root = np.sqrt(2)
+    np.testing.assert_allclose(embedding(first), [2, 4, 0.6 * root, 0.8 * root], rtol=1e-6)
     index = SketchIndex.build(["first", "second"], [first, second])
-    np.testing.assert_array_equal(
-        embeddings(index), np.stack([embedding(first), embedding(second)])
+    np.testing.assert_allclose(
+        embeddings(index), np.stack([embedding(first), embedding(second)]), rtol=1e-6
     )
-    np.testing.assert_array_equal(embeddings(index, np.array([1])), [[2, 0, 0.5, 0]])
+    np.testing.assert_allclose(embeddings(index, np.array([1])), [[2, 0, root, 0]], rtol=1e-6)
     # A fingerprint that some entries lack is of no use.
     more = index.extended(["bare"], [sketch([[1.0, 1.0]])])
     np.testing.assert_array_equal(embeddings(more), [[2, 4], [2, 0], [1, 1]])
     assert embeddings(SketchIndex.build((), ())).size == 0
+
+
+def test_no_group_of_a_fingerprint_is_louder_than_another() -> None:
+    quiet = replace(sketch([[1.0]], [0.3, 0.4, 7.0]), groups=(2, 1))
+    root = np.sqrt(2)
+    np.testing.assert_allclose(embedding(quiet), [1, 0.6 * root, 0.8 * root, 1], rtol=1e-6)
+    np.testing.assert_allclose(
+        embeddings(SketchIndex.build(["quiet"], [quiet]))[0], embedding(quiet), rtol=1e-6
+    )

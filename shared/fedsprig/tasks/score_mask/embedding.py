@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,13 +17,16 @@ if TYPE_CHECKING:
 def embedding(sketch: TaskSketch) -> NDArray[np.float32]:
     """The task mean (over the classes with pictures) of the prototypes, then the fingerprint.
 
-    Nothing is centred or scaled here: that depends on the library, and :class:`Ridge` does it.
+    Every group of the fingerprint has a root mean square of 1, so that bright pictures are not a
+    task of their own; where groups are not known, all units are one. Nothing is centred: that
+    depends on the library, and :class:`Ridge` does it.
 
     Returns:
         float32 ``[features + units]``; ``[features]`` for a sketch without a fingerprint.
     """
     mean = sketch.present.mean(axis=0, dtype=np.float64)
-    return np.concatenate([mean, sketch.fingerprint]).astype(np.float32)
+    prints = _level(sketch.fingerprint[None], sketch.groups)[0]
+    return np.concatenate([mean, prints]).astype(np.float32)
 
 
 def embeddings(index: SketchIndex, entries: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
@@ -45,7 +49,17 @@ def embeddings(index: SketchIndex, entries: NDArray[np.int64] | None = None) -> 
     # An entry without a fingerprint has a row of zeros.
     if not prints.shape[1] or not prints.any(axis=1).all():
         return means
-    return np.concatenate([means, prints], axis=1)
+    return np.concatenate([means, _level(prints, index.groups)], axis=1)
+
+
+def _level(prints: NDArray[np.float32], groups: Sequence[int]) -> NDArray[np.float32]:
+    """Fingerprints ``[n, units]`` with every group at root mean square 1; zeros stay zeros."""
+    if not prints.shape[1]:
+        return prints
+    sizes = np.array(groups or [prints.shape[1]])
+    squares = np.add.reduceat(prints.astype(np.float64) ** 2, np.cumsum(sizes) - sizes, axis=1)
+    scale = np.sqrt(np.where(squares > 0, squares / sizes, 1))
+    return np.asarray(prints / np.repeat(scale, sizes, axis=1), np.float32)
 
 
 def space_of(
@@ -54,7 +68,7 @@ def space_of(
     """Centre, scale and columns of the parts of embeddings: prototypes, then fingerprint if any.
 
     A feature keeps its scale. A unit of the fingerprint is divided by its spread over the library:
-    layers differ in their activations by orders of magnitude, and one would speak for all.
+    a few units vary by far more than all others, and would speak for them.
 
     Args:
         vectors: Of the library ``[entries, features + units]``.

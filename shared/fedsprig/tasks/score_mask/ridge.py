@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.float64]
 
-PENALTIES: Final = (math.inf, 30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03)
+PENALTIES: Final = (math.inf, 100.0, 30.0, 10.0, 3.0, 1.0, 0.3, 0.1)
 """Beside a kernel whose diagonal is about 1. Infinity is the plain mean; it comes first, so that
 it is taken where nothing predicts better."""
 SHARES: Final = (0.0, 0.5, 1.0)
