@@ -279,6 +279,7 @@ class Device:
             labels,
             train_config(wanted.training),
             seed=derive_seed(wanted.seed, self.config.name, str(wanted.round)),
+            head=network.card.head,
         )
         if not measures(network):  # who does, does so on whatever adapter it gets next
             recalibrate(network.module, images)

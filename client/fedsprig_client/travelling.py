@@ -56,4 +56,6 @@ def train_config(wanted: pb.LocalTraining) -> TrainConfig:
         weight_decay=wanted.weight_decay,
         schedule=wanted.schedule,  # type: ignore[arg-type]
         augment=wanted.augment,  # type: ignore[arg-type]
+        optimiser=wanted.optimiser or "sgd",  # type: ignore[arg-type]
+        head_learning_rate_scale=wanted.head_learning_rate_scale or 1.0,
     )

@@ -34,6 +34,8 @@ class RoundsConfig:
         steps: Optimiser steps in a round; takes the place of ``epochs`` where it is not zero.
         full_learning_rate: Learning rate of full fine-tuning, the comparison, which wants a smaller
             one.
+        optimiser: ``sgd`` or ``adam``, which wants a learning rate of about a twentieth.
+        head_learning_rate_scale: Factor of the classifier's learning rate.
         sharing: How much a device of another width counts; see :meth:`CohortState.averaged`.
         deadline_seconds: How long the server waits for the answers to one message.
         quorum: Share of a cohort that must answer by then.
@@ -50,6 +52,8 @@ class RoundsConfig:
     weight_decay: float = 5e-4
     schedule: str = "constant"
     augment: str = "none"
+    optimiser: str = "sgd"
+    head_learning_rate_scale: float = 1.0
     sharing: float = 0.0
     deadline_seconds: float = 600.0
     quorum: float = 1.0

@@ -310,6 +310,8 @@ class Specialisation:
             weight_decay=rounds.weight_decay,
             schedule=rounds.schedule,
             augment=rounds.augment,
+            optimiser=rounds.optimiser,
+            head_learning_rate_scale=rounds.head_learning_rate_scale,
             trains=trains,
         )
         messages = networks.messages(

@@ -141,6 +141,8 @@ def server_config(scenario: Scenario, expansion: Expansion, library: Path) -> Se
             weight_decay=rounds.weight_decay,
             schedule=rounds.schedule,
             augment=rounds.augment,
+            optimiser=rounds.optimiser,
+            head_learning_rate_scale=rounds.head_learning_rate_scale,
             sharing=rounds.sharing,
             deadline_seconds=rounds.deadline_seconds,
             quorum=rounds.quorum,

@@ -215,6 +215,10 @@ class RoundsSection(Section):
     schedule: Literal["cosine", "constant"] = "constant"
     """How the learning rate goes within a round."""
     augment: Literal["none", "flip", "shift", "flip+shift"] = "none"
+    optimiser: Literal["sgd", "adam"] = "sgd"
+    """Adam wants a learning rate of about a twentieth of SGD's."""
+    head_learning_rate_scale: Annotated[float, Field(gt=0)] = 1.0
+    """Factor of the classifier's learning rate."""
     sharing: Annotated[float, Field(ge=0, le=1)] = 0.0
     """How much a device of another width counts in the average, beside one of the same width."""
     deadline_seconds: Annotated[float, Field(gt=0)] = 600.0

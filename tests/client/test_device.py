@@ -391,6 +391,25 @@ def test_a_factor_that_does_not_exist_is_refused(folder, package):
         trained(folder, package, state, trains="c")
 
 
+def test_the_heads_rate_is_scaled_and_nothing_elses(folder, package):
+    state, _ = start(package)
+    plain, scaled = (
+        changes(trained(folder, package, state, run=f"r{scale}", steps=1, **more), state)
+        for scale, more in ((1, {}), (3, {"head_learning_rate_scale": 3}))
+    )
+    for name, value in plain.items():
+        factor = 3 if name.startswith("linear") else 1
+        np.testing.assert_allclose(scaled[name], factor * value, rtol=1e-4, atol=1e-7)
+    assert moved(plain, "linear.weight")
+
+
+def test_adam_moves_every_value_by_the_learning_rate_at_its_first_step(folder, package):
+    state, _ = start(package)
+    answer = trained(folder, package, state, steps=1, optimiser="adam", learning_rate=1e-3)
+    change = np.abs(changes(answer, state)["linear.bias"])
+    np.testing.assert_allclose(change, 1e-3, rtol=1e-3)
+
+
 STATISTICS = ("running_mean", "running_var")
 
 
@@ -578,6 +597,8 @@ def test_one_class_only_is_refused(folder):
         {"steps": 1, "weight_decay": 1e300},
         {"steps": 1, "batch_size": 0},
         {"steps": 1, "schedule": "never"},
+        {"steps": 1, "optimiser": "newton"},
+        {"steps": 1, "head_learning_rate_scale": -1.0},
     ],
 )
 def test_nonsense_training_is_refused_or_harmless(folder, package, training):

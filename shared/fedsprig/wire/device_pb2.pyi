@@ -147,7 +147,7 @@ class InstallReply(_message.Message):
     def __init__(self, pictures: _Optional[int] = ..., seconds: _Optional[float] = ..., projected_variance: _Optional[float] = ...) -> None: ...
 
 class LocalTraining(_message.Message):
-    __slots__ = ("epochs", "steps", "batch_size", "learning_rate", "momentum", "weight_decay", "augment", "schedule", "trains")
+    __slots__ = ("epochs", "steps", "batch_size", "learning_rate", "momentum", "weight_decay", "augment", "schedule", "trains", "optimiser", "head_learning_rate_scale")
     EPOCHS_FIELD_NUMBER: _ClassVar[int]
     STEPS_FIELD_NUMBER: _ClassVar[int]
     BATCH_SIZE_FIELD_NUMBER: _ClassVar[int]
@@ -157,6 +157,8 @@ class LocalTraining(_message.Message):
     AUGMENT_FIELD_NUMBER: _ClassVar[int]
     SCHEDULE_FIELD_NUMBER: _ClassVar[int]
     TRAINS_FIELD_NUMBER: _ClassVar[int]
+    OPTIMISER_FIELD_NUMBER: _ClassVar[int]
+    HEAD_LEARNING_RATE_SCALE_FIELD_NUMBER: _ClassVar[int]
     epochs: int
     steps: int
     batch_size: int
@@ -166,7 +168,9 @@ class LocalTraining(_message.Message):
     augment: str
     schedule: str
     trains: str
-    def __init__(self, epochs: _Optional[int] = ..., steps: _Optional[int] = ..., batch_size: _Optional[int] = ..., learning_rate: _Optional[float] = ..., momentum: _Optional[float] = ..., weight_decay: _Optional[float] = ..., augment: _Optional[str] = ..., schedule: _Optional[str] = ..., trains: _Optional[str] = ...) -> None: ...
+    optimiser: str
+    head_learning_rate_scale: float
+    def __init__(self, epochs: _Optional[int] = ..., steps: _Optional[int] = ..., batch_size: _Optional[int] = ..., learning_rate: _Optional[float] = ..., momentum: _Optional[float] = ..., weight_decay: _Optional[float] = ..., augment: _Optional[str] = ..., schedule: _Optional[str] = ..., trains: _Optional[str] = ..., optimiser: _Optional[str] = ..., head_learning_rate_scale: _Optional[float] = ...) -> None: ...
 
 class Evaluation(_message.Message):
     __slots__ = ("accuracy", "loss", "pictures")
