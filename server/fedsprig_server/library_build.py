@@ -194,12 +194,20 @@ def started(base: Base, images: Tensor, labels: Tensor, classes: int) -> nn.Modu
     """The base on a task's pictures: statistics recalibrated, a head from class means."""
     module = replace_head(copy.deepcopy(base.module), base.card, classes)
     recalibrate(module, images)
-    found = features(module, base.card.head, images).numpy()
+    set_class_mean_head(module, base.card.head, images, labels, classes)
+    return module
+
+
+def set_class_mean_head(
+    module: nn.Module, head: str, images: Tensor, labels: Tensor, classes: int
+) -> None:
+    """Fill a network's classifier from the class means of its features, in place."""
+    found = features(module, head, images).numpy()
     means, counts = class_means(found, labels.numpy(), classes)
     variance = projected_variance(found, labels.numpy(), means)
     weight, bias = prototype_head(means, counts, variance)
-    head = module.get_submodule(base.card.head)
     with torch.no_grad():
-        for parameter, value in zip(head.parameters(), (weight, bias), strict=False):
+        for parameter, value in zip(
+            module.get_submodule(head).parameters(), (weight, bias), strict=False
+        ):
             parameter.copy_(torch.from_numpy(value).reshape(parameter.shape))
-    return module
