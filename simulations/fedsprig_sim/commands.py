@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from fedsprig.artifacts import require_writable
+from fedsprig_sim.bench_commands.options import DataPaths, pairs_of
 from fedsprig_sim.memory import bound_allocators
 from fedsprig_sim.progress import show_progress
 from fedsprig_sim.report import write_report
@@ -53,10 +54,7 @@ def _demo(
 @simulate.command()
 def _simulate(
     scenario: Annotated[Path, typer.Argument(help="TOML file.", show_default=False)],
-    data: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME=PATH", help="Where the scenario's data NAME lie; repeatable."),
-    ] = None,
+    data: DataPaths = None,
     seed: Seed = None,
     runtime: RuntimeOption = None,
     out: Out = None,
@@ -64,13 +62,14 @@ def _simulate(
     resume: Resume = False,
 ) -> None:
     """Run a scenario: tasks, devices, budgets and rounds as its file says."""
-    paths = {}
-    for item in data or ():
-        name, sign, path = item.partition("=")
-        if not (name and sign and path):
-            raise typer.BadParameter(f"{item!r} is not of the form NAME=PATH", param_hint="--data")
-        paths[name] = path
-    _run(Scenario.load(scenario, data=paths), seed, runtime, out, json_file, resume)
+    _run(
+        Scenario.load(scenario, data=pairs_of(data or (), "--data")),
+        seed,
+        runtime,
+        out,
+        json_file,
+        resume,
+    )
 
 
 @report.command()

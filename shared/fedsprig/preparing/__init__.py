@@ -1,7 +1,7 @@
 """Where a sub-network starts: a base prepared for cutting, and cut networks that are healed."""
 
 from fedsprig.preparing.config import HealConfig, PrepareConfig
-from fedsprig.preparing.heal import heal
+from fedsprig.preparing.heal import base_features, heal
 from fedsprig.preparing.masks import MaskSource
 from fedsprig.preparing.prepare import Preparation, PrepareReport, prepare
 from fedsprig.preparing.sliced import SlicedNetwork, skeleton_of
@@ -13,6 +13,7 @@ __all__ = [
     "PrepareConfig",
     "PrepareReport",
     "SlicedNetwork",
+    "base_features",
     "heal",
     "prepare",
     "skeleton_of",

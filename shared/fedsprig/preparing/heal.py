@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from fedsprig.errors import TrainingError
 from fedsprig.graph import GroupPlan, kept_index
 from fedsprig.masks import Mask
 from fedsprig.preparing.config import HealConfig, cosine
@@ -17,6 +18,18 @@ from fedsprig.training.loop import Progress
 from fedsprig.training.modes import device_of, keeping_modes
 from fedsprig.training.strides import subsampled_strides
 
+_BATCH = 128
+
+
+def base_features(base: nn.Module, plan: GroupPlan, images: Tensor) -> Tensor:
+    """What the base's head sees of pictures, for :func:`heal`: ``[n, F]``, on their device."""
+    teacher, device = Teacher(base, plan.head), device_of(base)
+    found = [
+        teacher.features(images[first : first + _BATCH].to(device)).to(images.device)
+        for first in range(0, len(images), _BATCH)
+    ]
+    return torch.cat(found)
+
 
 def heal(
     small: nn.Module,
@@ -27,6 +40,7 @@ def heal(
     config: HealConfig,
     *,
     seed: int,
+    targets: Tensor | None = None,
     progress: Progress | None = None,
 ) -> tuple[float, ...]:
     """Distil a base into a network that was cut from it, in place; modes stay.
@@ -43,17 +57,25 @@ def heal(
         images: ``float32 [n, c, h, w]``; they need no labels.
         config: The settings.
         seed: Of the order of pictures and augmentation.
+        targets: The base's features of ``images`` (:func:`base_features`), where many networks are
+            healed on the same ones: the base is then not asked again, and nothing is augmented.
         progress: Told of every step.
 
     Returns:
         The loss of every step.
 
     Raises:
-        TrainingError: Fewer than two pictures, or a base without a head.
+        TrainingError: Fewer than two pictures, a base without a head, targets of other pictures,
+            or beside augmentation, which would make them wrong.
         PlanError: A mask that does not fit the plan.
         NonFiniteLossError: The loss became NaN or infinite; the network is then spoilt.
     """
     check_pictures(plan, images)
+    if targets is not None and (len(targets) != len(images) or config.augment != "none"):
+        raise TrainingError(
+            f"{len(targets)} targets for {len(images)} pictures with augment "
+            f'{config.augment!r}: give one each, and augment="none"'
+        )
     kept = kept_features(plan.head, kept_index(plan, mask))
     teacher = Teacher(base, plan.head)
     order = StepOrder(images, config.batch_size, config.augment, seed)
@@ -64,9 +86,10 @@ def heal(
     with keeping_modes(small), subsampled_strides(small):
         batch_normalised(small)
         for step in range(config.steps):
-            batch = order.batch(step)[1].to(device)
+            rows, pictures = order.batch(step)
+            batch = pictures.to(device)
             with torch.autocast(device.type, torch.bfloat16, enabled=config.bf16):
-                target = teacher.features(batch)
+                target = teacher.features(batch) if targets is None else targets[rows].to(device)
                 with HeadInput(small, plan.head) as seen:
                     small(batch)
             wanted = target if kept is None else target.index_select(1, kept.to(device))

@@ -1,0 +1,63 @@
+"""What the commands that measure have in common."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fedsprig.artifacts import require_writable, write_bytes
+
+Figures = dict[str, Any]
+
+Json = Annotated[Path | None, typer.Option("--json", help="Write the figures to this file too.")]
+Data = Annotated[
+    str, typer.Option(help="An .npz file with splits train and test, or digits or fashion.")
+]
+Model = Annotated[str, typer.Option(help="Base model.")]
+Weights = Annotated[str, typer.Option(help="shipped, imagenet, a .safetensors file, or none.")]
+Seeds = Annotated[int, typer.Option(min=1, help="Repetitions.")]
+Pictures = Annotated[int, typer.Option(min=64, help="Training pictures, at most.")]
+TestPictures = Annotated[int, typer.Option(min=1, help="Test pictures, at most.")]
+Out = Annotated[Path, typer.Option(help="Folder; what it holds is not computed again.")]
+Threads = Annotated[int | None, typer.Option(min=1, max=1_024, help="Of torch; all by default.")]
+Bf16 = Annotated[bool, typer.Option("--bf16", help="Train in bfloat16.")]
+DataPaths = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME=PATH", help="Where the scenario's data NAME lie; repeatable."),
+]
+
+
+def weights_of(name: str) -> str | None:
+    """What ``none`` means to those who build a model."""
+    return None if name == "none" else name
+
+
+def pairs_of(items: Sequence[str], option: str) -> dict[str, str]:
+    """``NAME=PATH``, repeated.
+
+    Raises:
+        typer.BadParameter: Another form.
+    """
+    found = {}
+    for item in items:
+        name, sign, value = item.partition("=")
+        if not (name and sign and value):
+            raise typer.BadParameter(f"{item!r} is not of the form NAME=PATH", param_hint=option)
+        found[name] = value
+    return found
+
+
+def report(
+    json_file: Path | None, measure: Callable[[], Figures], table: Callable[[Figures], str]
+) -> None:
+    """Measure, print the table and write the figures; a file that could not be is said first."""
+    if json_file is not None:
+        require_writable(json_file)
+    figures = measure()
+    print(table(figures))
+    if json_file is not None:
+        write_bytes(json_file, (json.dumps(figures, indent=1) + "\n").encode())

@@ -1,0 +1,62 @@
+"""The arms: a score mask, a base to cut, and what becomes of the cut network before it trains."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final, Literal
+
+from fedsprig_sim.benchmarks.one_shot_accuracy.masks import MASKS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arm:
+    """One way to a network for a new task.
+
+    Attributes:
+        name: In tables and options.
+        mask: A name of ``MASKS``; ``None``: nothing is cut.
+        base: Which base is cut, the one as it comes or the one prepared for cutting.
+        healed: Whether the cut network is healed on the server.
+        trains: What the device trains: adapters, or all weights.
+        iterative: Whether the device prunes for itself, cut by cut, instead of all at once.
+    """
+
+    name: str
+    mask: str | None
+    base: Literal["plain", "prepared"] = "plain"
+    healed: bool = False
+    trains: Literal["adapters", "weights"] = "adapters"
+    iterative: bool = False
+
+
+def _masks_alone() -> tuple[Arm, ...]:
+    return tuple(Arm(name=name, mask=name) for name in MASKS)
+
+
+_LIST: Final = (
+    *_masks_alone(),
+    Arm(name="prepared", mask="ridge", base="prepared"),
+    Arm(name="prepared, mean", mask="mean", base="prepared"),
+    Arm(name="prepared, own taylor", mask="own taylor", base="prepared"),
+    Arm(name="prepared, random", mask="random", base="prepared"),
+    Arm(name="healed", mask="ridge", healed=True),
+    Arm(name="whole start", mask="ridge", base="prepared", healed=True),
+    Arm(name="all weights", mask="ridge", trains="weights"),
+    Arm(name="prepared, all weights", mask="ridge", base="prepared", trains="weights"),
+    Arm(
+        name="whole start, all weights",
+        mask="ridge",
+        base="prepared",
+        healed=True,
+        trains="weights",
+    ),
+    Arm(name="own taylor, all weights", mask="own taylor", trains="weights"),
+    Arm(name="uncut", mask=None, trains="weights"),
+    Arm(name="uncut, adapters", mask=None),
+    Arm(name="uncut, prepared", mask=None, base="prepared", trains="weights"),
+    Arm(name="iterative", mask="own taylor", iterative=True, trains="weights"),
+)
+
+ARMS: Final[Mapping[str, Arm]] = MappingProxyType({arm.name: arm for arm in _LIST})

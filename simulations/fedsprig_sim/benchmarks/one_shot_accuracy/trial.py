@@ -1,0 +1,201 @@
+"""One arm on one task: cut, look, train for a few steps, look again."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import nn
+
+from fedsprig.graph import GroupPlan, kept_index, materialize
+from fedsprig.masks import Budget, Mask, plan_macs, plan_parameters, solve
+from fedsprig.models import replace_head
+from fedsprig.seeds import derive_seed
+from fedsprig.subnetwork import AdapterConfig, attach_configured
+from fedsprig.training import TrainConfig, evaluate, fit, recalibrate, to_tensor
+from fedsprig.training.config import Augment, Optimiser
+from fedsprig_server.library_build import set_class_mean_head
+from fedsprig_sim.benchmarks.one_shot_accuracy.arms import Arm
+from fedsprig_sim.benchmarks.one_shot_accuracy.iterative import pruned
+from fedsprig_sim.benchmarks.one_shot_accuracy.masks import MASKS
+from fedsprig_sim.benchmarks.one_shot_accuracy.side import Known
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalSettings:
+    """What a device does with its network.
+
+    Attributes:
+        macs: Multiply-accumulates over those of the base; ``None``: no limit.
+        weight_bytes: Limit of the weights; ``None``: none.
+        steps: Of fine-tuning.
+        batch_size: Pictures a step.
+        adapter_rate: Learning rate of adapters.
+        weights_rate: Learning rate where all weights train.
+        optimiser: As in ``TrainConfig``.
+        head_rate_scale: Factor of the head's learning rate.
+        head_rate_scale: Factor of the head's learning rate.
+        rank: Of the adapters.
+        augment: As in ``TrainConfig``.
+        bf16: Compute in bfloat16.
+    """
+
+    macs: float | None = 0.25
+    weight_bytes: int | None = None
+    steps: int = 50
+    batch_size: int = 16
+    adapter_rate: float = 0.1
+    weights_rate: float = 0.01
+    optimiser: Optimiser = "sgd"
+    head_rate_scale: float = 1.0
+    rank: int = 8
+    augment: Augment = "none"
+    bf16: bool = False
+
+    def budget(self, plan: GroupPlan) -> Budget:
+        """What the network must fit into."""
+        macs = None if self.macs is None else int(self.macs * plan_macs(plan, Mask.full(plan)))
+        return Budget(macs=macs, weight_bytes=self.weight_bytes)
+
+    @property
+    def looks(self) -> tuple[int, ...]:
+        """After how many steps accuracy is measured."""
+        return tuple(sorted({0, round(self.steps / 3), self.steps}))
+
+    def training(self, trains: str, steps: int) -> TrainConfig:
+        """So many steps."""
+        return TrainConfig(
+            steps=steps,
+            batch_size=self.batch_size,
+            learning_rate=self.adapter_rate if trains == "adapters" else self.weights_rate,
+            optimiser=self.optimiser,
+            schedule="constant",
+            head_learning_rate_scale=self.head_rate_scale,
+            augment=self.augment,
+            bf16=self.bf16,
+        )
+
+
+def measure(arm: Arm, known: Known, settings: LocalSettings) -> dict[str, Any]:
+    """Accuracy on the test pictures after every look, and what it cost."""
+    side, task = known.side, known.task
+    classes = len(task.train.classes)
+    plan = side.base.plan.with_num_classes(classes)
+    started = time.perf_counter()
+    if arm.iterative:
+        return _iterative(arm, known, settings)
+    if arm.mask is None:
+        mask = Mask.full(plan)
+    else:
+        scores = MASKS[arm.mask].scores(known)
+        mask = solve(scores, plan, settings.budget(plan))
+    searched = time.perf_counter() - started
+    network = _cut(known, mask)
+    if arm.healed:
+        known.side.heal(network, mask, seed=derive_seed(task.seed, "healing", task.name))
+    accuracy = follow(network, known, mask, arm.trains, settings)
+    searched_and = {"search_seconds": searched, "compute_before": _compute_before(arm, known)}
+    training = 3 * settings.batch_size * settings.steps * _share(plan, mask)
+    return _figures(arm, known, mask, accuracy) | searched_and | {"compute_training": training}
+
+
+def _iterative(arm: Arm, known: Known, settings: LocalSettings) -> dict[str, Any]:
+    task, base = known.task, known.side.base
+    images, labels = known.tensors
+
+    def train(network: nn.Module, part: str) -> None:
+        seed = derive_seed(task.seed, "iterative", task.name, part)
+        training = settings.training("weights", settings.steps)
+        fit(network, images, labels, training, seed=seed, head=base.card.head)
+        recalibrate(network, images)
+
+    network, mask, trained = pruned(known, settings.budget, train)
+    test = to_tensor(task.test.images, base.card), torch.from_numpy(task.test.labels)
+    accuracy = {str(settings.steps): evaluate(network, *test).accuracy}
+    return _figures(arm, known, mask, accuracy) | {
+        "compute_before": 0.0,
+        "compute_training": 3 * settings.batch_size * settings.steps * trained,
+    }
+
+
+def _figures(arm: Arm, known: Known, mask: Mask, accuracy: dict[str, float]) -> dict[str, Any]:
+    task = known.task
+    plan = known.side.base.plan.with_num_classes(len(task.train.classes))
+    return {
+        "arm": arm.name,
+        "task": task.name,
+        "domain": task.domain,
+        "seed": task.seed,
+        "accuracy": accuracy,
+        "macs": _share(plan, mask),
+        "parameters": plan_parameters(plan, mask) / plan_parameters(plan, Mask.full(plan)),
+        "mask": mask.digest,
+    }
+
+
+def _share(plan: GroupPlan, mask: Mask) -> float:
+    return plan_macs(plan, mask) / plan_macs(plan, Mask.full(plan))
+
+
+def _cut(known: Known, mask: Mask) -> nn.Module:
+    """The small network of the base's weights, its classifier still empty."""
+    side, classes = known.side, len(known.task.train.classes)
+    whole = replace_head(copy.deepcopy(side.base.module), side.base.card, classes)
+    return materialize(whole, side.base.plan.with_num_classes(classes), mask)
+
+
+def follow(
+    network: nn.Module, known: Known, mask: Mask, trains: str, settings: LocalSettings
+) -> dict[str, float]:
+    """Steps done -> test accuracy, from right after the cut to the end."""
+    base, task = known.side.base, known.task
+    images, labels = known.tensors
+    classes = len(task.train.classes)
+    test = to_tensor(task.test.images, base.card), torch.from_numpy(task.test.labels)
+    recalibrate(network, images)
+    set_class_mean_head(network, base.card.head, images, labels, classes)
+    found = {"0": evaluate(network, *test).accuracy}
+    seed = derive_seed(task.seed, "fine-tuning", task.name)
+    plan = base.plan.with_num_classes(classes)
+    adapter = AdapterConfig(kind="splora" if trains == "adapters" else "full", rank=settings.rank)
+    network = attach_configured(network, adapter, plan, kept_index(plan, mask))
+    momenta: dict[str, torch.Tensor] = {}
+    looks = settings.looks
+    for done, until in pairwise(looks):
+        config = settings.training(trains, until - done)
+        fit(
+            network,
+            images,
+            labels,
+            config,
+            seed=derive_seed(seed, str(done)),
+            head=base.card.head,
+            momenta=momenta,
+        )
+        recalibrate(network, images)
+        found[str(until)] = evaluate(network, *test).accuracy
+    return found
+
+
+def _compute_before(arm: Arm, known: Known) -> float:
+    """What the device computes before it trains, in forward passes of the whole base.
+
+    Forward and back count as three.
+    """
+    if arm.mask is None:
+        return 0.0
+    item, pictures = MASKS[arm.mask], len(known.task.train)
+    probe = known.side.probe
+    whole = plan_macs(probe.plan, Mask.full(probe.plan))
+    gradients = pictures if item.gradients < 0 else min(item.gradients, pictures)
+    return item.forward * pictures * plan_macs(probe.plan, probe.mask) / whole + 3 * gradients
+
+
+def points(figures: Mapping[str, Any]) -> dict[int, float]:
+    """Steps done -> accuracy."""
+    return {int(steps): value for steps, value in figures["accuracy"].items()}

@@ -1,0 +1,238 @@
+"""The study of one-shot networks: what it asks, measures once and concludes."""
+
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from fedsprig.cli import run as command
+from fedsprig.errors import DataError, ScenarioError, UnknownNameError
+from fedsprig.masks import Mask, plan_macs, plan_parameters
+from fedsprig_server.library_build import BuildConfig
+from fedsprig_sim.benchmarks import one_shot_accuracy as study
+from fedsprig_sim.benchmarks.one_shot_accuracy.arms import ARMS
+from fedsprig_sim.benchmarks.one_shot_accuracy.masks import MASKS
+from fedsprig_sim.benchmarks.one_shot_accuracy.side import Known, Side
+from fedsprig_sim.benchmarks.one_shot_accuracy.summary import difference, summarise
+from fedsprig_sim.benchmarks.one_shot_accuracy.tasks import Tasks
+from fedsprig_sim.benchmarks.one_shot_accuracy.trial import LocalSettings, measure
+from fedsprig_sim.scenario import Scenario
+
+TABLES = {
+    "name": "tiny",
+    "data": {"digits": {"kind": "embedded", "name": "digits"}},
+    "library": {
+        "images_per_class": 6,
+        "steps": 0,
+        "tasks": [
+            {"name": "low", "data": "digits", "classes": ["0", "2"]},
+            {"name": "high", "data": "digits", "classes": ["6", "8"], "camera": "invert"},
+            {"name": "mixed", "data": "digits", "classes": ["2", "8"], "camera": "dark"},
+        ],
+    },
+    "draws": [
+        {
+            "data": "digits",
+            "prefix": "new",
+            "count": 2,
+            "classes_per_task": 2,
+            "pool": ["1", "3", "5"],
+        }
+    ],
+    "devices": {"per_task": 1, "images_per_class": 6, "test_images_per_class": 5},
+    "budgets": {"quarter": {"macs_ratio": 0.25}},
+}
+LOCAL = LocalSettings(steps=3, batch_size=4)
+OPTIONS = study.Options(
+    scenario=Scenario.parse(TABLES),
+    model="cifar_resnet20",
+    weights=None,
+    image_size=16,
+    local=LOCAL,
+    pictures=6,
+)
+
+
+@pytest.fixture(scope="module")
+def tasks():
+    return Tasks(OPTIONS.scenario)
+
+
+@pytest.fixture(scope="module")
+def side(tasks, tmp_path_factory):
+    return Side.load(
+        tmp_path_factory.mktemp("libraries"),
+        tasks,
+        model="cifar_resnet20",
+        weights=None,
+        image_size=16,
+        build=BuildConfig(steps=0),
+        done=lambda task: None,
+    )
+
+
+def _pictures(images):
+    return {image.tobytes() for image in images}
+
+
+def test_seeds_draw_other_tasks_and_the_library_stays(tasks):
+    first, again, other = (tasks.drawn(seed, "test", each=6) for seed in (0, 0, 1))
+    assert [t.train.classes for t in first] == [t.train.classes for t in again]
+    assert all(
+        np.array_equal(a.train.images, b.train.images) for a, b in zip(first, again, strict=True)
+    )
+    assert any(
+        a.train.classes != b.train.classes or not np.array_equal(a.train.images, b.train.images)
+        for a, b in zip(first, other, strict=True)
+    )
+
+
+def test_what_trains_is_not_tested_and_fewer_pictures_are_some_of_more(tasks):
+    for task, less in zip(
+        tasks.drawn(0, "test", each=6), tasks.drawn(0, "test", each=2), strict=True
+    ):
+        assert not _pictures(task.train.images) & _pictures(task.test.images)
+        assert _pictures(less.train.images) < _pictures(task.train.images)
+        assert less.train.counts().tolist() == [2, 2]
+        assert np.array_equal(task.test.images, less.test.images)
+
+
+def test_a_validation_task_is_helped_by_all_entries_but_its_own(tasks, side):
+    (task,) = tasks.drawn(0, "validation", each=6)
+    shown = [side.entries[at].name for at in Known(side, task).shown()]
+    assert task.hidden == "low"
+    assert sorted(shown) == ["high", "mixed"]
+
+
+def test_smaller_libraries_are_parts_of_larger_ones(tasks, side):
+    known = Known(side, tasks.drawn(0, "test", each=6)[0])
+    one, two = (set(known.shown(count).tolist()) for count in (1, 2))
+    assert len(one) == 1
+    assert len(two) == 2
+    assert one < two
+
+
+def test_a_class_that_the_library_knows_is_refused():
+    known = json.loads(json.dumps(TABLES))
+    known["draws"][0]["pool"] = ["0", "1", "3"]
+    with pytest.raises(ScenarioError, match="classes of their own"):
+        Tasks(Scenario.parse(known))
+
+
+def test_more_pictures_than_a_device_has_are_refused(tasks):
+    with pytest.raises(DataError, match="gives a device 6"):
+        tasks.drawn(0, "test", each=7)
+
+
+@pytest.mark.parametrize("name", [name for name in MASKS if "entries" not in name])
+def test_every_mask_scores_every_unit(tasks, side, name):
+    known = Known(side, tasks.drawn(0, "test", each=6)[0])
+    MASKS[name].scores(known).check(side.base.plan)
+
+
+def test_a_case_keeps_its_budget_and_is_looked_at_when_it_should_be(tasks, side):
+    known = Known(side, tasks.drawn(0, "test", each=6)[0])
+    found = measure(ARMS["ridge"], known, LOCAL)
+    assert found["accuracy"].keys() == {"0", "1", "3"}
+    assert found["macs"] <= 0.25
+    # Forward alone: the probe's share of the base's multiply-accumulates, for each picture.
+    probe = side.probe
+    share = plan_macs(probe.plan, probe.mask) / plan_macs(probe.plan, Mask.full(probe.plan))
+    assert found["compute_before"] == pytest.approx(12 * share)
+    assert found["compute_training"] == pytest.approx(3 * 4 * 3 * found["macs"])
+
+
+def test_a_limit_of_bytes_takes_the_place_of_the_macs(tasks, side):
+    known = Known(side, tasks.drawn(0, "test", each=6)[0])
+    whole = 4 * plan_parameters(side.base.plan.with_num_classes(2), Mask.full(side.base.plan))
+    local = replace(LOCAL, macs=None, weight_bytes=whole // 3)
+    assert 0.25 < measure(ARMS["mean"], known, local)["parameters"] <= 1 / 3
+
+
+def test_healing_changes_what_is_cut_and_not_the_base(tasks, side):
+    known = Known(side, tasks.drawn(0, "test", each=6)[0])
+    before = {name: value.clone() for name, value in side.base.module.state_dict().items()}
+    healed, plain = (measure(ARMS[name], known, LOCAL) for name in ("healed", "ridge"))
+    assert healed["mask"] == plain["mask"]
+    after = side.base.module.state_dict()
+    assert all(value.equal(before[name]) for name, value in after.items())
+
+
+def test_the_iterative_rival_ends_within_the_budget_and_counts_its_trainings(tasks, side):
+    known = Known(side, tasks.drawn(0, "test", each=6)[0])
+    found = measure(ARMS["iterative"], known, LOCAL)
+    assert found["macs"] <= 0.25
+    # The whole base once, then ever smaller ones: three once and the last four times.
+    least = 1 + 0.25 * 7 * 0.8
+    assert least < found["compute_training"] / (3 * 4 * 3) < 1 + 3 + 4 * 0.25
+
+
+def test_nothing_is_measured_twice(tmp_path):
+    first = study.run(tmp_path, OPTIONS, arms=("random", "mean"), seeds=1)
+    times = {path: path.stat().st_mtime_ns for path in tmp_path.glob("case-*.json")}
+    again = study.run(tmp_path, OPTIONS, arms=("random", "mean"), seeds=1)
+    assert len(times) == 4
+    assert times == {path: path.stat().st_mtime_ns for path in tmp_path.glob("case-*.json")}
+    assert first["cases"] == again["cases"]
+    lines = study.table(first).splitlines()
+    assert lines[1].startswith("random")
+    assert len(lines) == 3
+    study.run(tmp_path, replace(OPTIONS, pictures=5), arms=("random",), seeds=1)
+    assert len(list(tmp_path.glob("case-*.json"))) == 6
+
+
+def test_what_needs_a_prepared_base_says_so_before_anything_is_measured(tmp_path):
+    with pytest.raises(UnknownNameError, match="--prepared"):
+        study.run(tmp_path, OPTIONS, arms=("mean", "prepared"), seeds=1)
+    assert not list(tmp_path.glob("case-*.json"))
+
+
+def test_differences_are_paired_by_task_and_seed():
+    own = {"a@0": 0.7, "b@0": 0.5, "c@0": 0.9}
+    other = {"a@0": 0.6, "b@0": 0.5, "d@0": 0.1}
+    found = difference(own, other)
+    assert found.pairs == 2
+    assert found.mean == pytest.approx(0.05)
+    assert found.error == pytest.approx(math.sqrt(2 * 0.05**2) / math.sqrt(2))
+    assert found.better == 0.75  # one ahead, one equal
+    assert difference(own, {"d@0": 0.1}) is None
+
+
+def test_the_sign_test_knows_the_exact_share_of_sign_patterns():
+    # Four equal differences: of 16 patterns two have a sum as large, all plus and all minus.
+    found = difference(dict.fromkeys("abcd", 0.1), dict.fromkeys("abcd", 0.0))
+    assert found.p == pytest.approx(2 / 16, abs=0.01)
+    balanced = difference({"a": 0.1, "b": -0.1}, {"a": 0.0, "b": 0.0})
+    assert balanced.p == 1.0
+
+
+def test_the_summary_counts_every_pair_once():
+    cases = [
+        {
+            "arm": arm,
+            "task": task,
+            "seed": 0,
+            "accuracy": {"0": start, "3": end},
+            "macs": 0.2,
+            "compute_before": 4.0,
+        }
+        for arm, task, start, end in (
+            ("x", "a", 0.2, 0.6),
+            ("x", "b", 0.4, 0.8),
+            ("y", "a", 0.1, 0.5),
+        )
+    ]
+    found = summarise(cases, (0, 3))
+    assert found["x"]["pairs"] == 2
+    assert found["x"]["accuracy"] == {"0": pytest.approx(0.3), "3": pytest.approx(0.7)}
+    assert found["x"]["against"]["y"]["3"]["mean"] == pytest.approx(0.1)
+    assert found["x"]["against"]["y"]["3"]["error"] is None
+
+
+def test_the_command_names_what_it_does_not_know(tmp_path, capsys):
+    path = tmp_path / "tiny.toml"
+    path.write_text('[data.digits]\nkind = "embedded"\nname = "digits"\n')
+    assert command(["bench", "one-shot-accuracy", str(path), "--data", "digits"]) != 0
+    assert "NAME=PATH" in capsys.readouterr().err
