@@ -117,7 +117,7 @@ class Base:
             key: value.numpy() for key, value in small.state_dict().items() if is_statistic(key)
         }
         return pack_subnetwork(
-            self.plan, mask, self.state, num_classes=2, adapter=None, statistics=statistics
+            self.plan, mask, self.state, num_classes=2, adapter=None, own=statistics
         )
 
     def shorten(self, package: bytes, *, with_plan: bool) -> bytes:

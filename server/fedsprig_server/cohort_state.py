@@ -18,6 +18,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -74,14 +75,17 @@ class CohortState:
         heads: Mapping[str, Mapping[str, Array]],
         *,
         num_classes: int,
+        healed: Mapping[str, tuple[KeptIndex, Mapping[str, Array]]] = MappingProxyType({}),
     ) -> CohortState:
-        """What devices start from before any training: the base's values, B zero.
+        """What devices start from before any training: the base's or healed values, B zero.
 
         Args:
             base: The base model.
             adapter: What trains.
             heads: The first head of every width, by mask digest.
             num_classes: Classes of the task.
+            healed: Of networks that were healed, by mask digest: what their masks leave, and their
+                own values at their own width.
         """
         module = replace_head(copy.deepcopy(base.module), base.card, num_classes)
         module = attach_configured(module, adapter, base.plan.with_num_classes(num_classes), {})
@@ -90,7 +94,10 @@ class CohortState:
             for name, value in adapter_state(module).items()
             if not is_own(name, base.plan.head)
         }
-        return cls(dict.fromkeys(heads, body), heads)
+        bodies = {
+            width: _placed(body, *healed[width]) if width in healed else body for width in heads
+        }
+        return cls(bodies, heads)
 
     def for_device(self, index: KeptIndex, stratum: str) -> dict[str, Array]:
         """What a device of this width gets."""
@@ -186,6 +193,21 @@ def _kept(value: Array, rest: Array, kept: Mapping[int, NDArray[np.int64]]) -> A
     result = rest.copy()
     result[at] = value[at]
     return result
+
+
+def _placed(
+    body: Mapping[str, Array], index: KeptIndex, small: Mapping[str, Array]
+) -> dict[str, Array]:
+    """A body with a small network's own values where it has them."""
+    found = dict(body)
+    for name in body.keys() & small.keys():
+        kept = kept_axes(name, index)
+        at = np.ix_(
+            *(kept.get(axis, np.arange(size)) for axis, size in enumerate(body[name].shape))
+        )
+        found[name] = body[name].copy()
+        found[name][at] = small[name]
+    return found
 
 
 def _average_own(

@@ -10,6 +10,7 @@ from typing import Any, Final, Literal, get_args
 
 from fedsprig.adapters import ADAPTERS
 from fedsprig.errors import RunError
+from fedsprig.preparing import HealConfig
 from fedsprig.pruning.aap.thresholds import Weighting
 from fedsprig.scoring.attention import MAX_POWER, Form
 from fedsprig.spelling import lookup, unknown
@@ -96,6 +97,32 @@ class SelectionConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StartConfig:
+    """Where sub-networks start: docs/starting.md.
+
+    Attributes:
+        heal_steps: Steps in which the server distils the base into every network that it cuts,
+            before it sends it; 0: networks are sent as they are cut.
+        pictures: Files (.npz) of the server's own pictures for that, of any classes.
+        batch_size: Pictures in a step.
+        learning_rate: At the first step.
+    """
+
+    heal_steps: int = 0
+    pictures: tuple[str, ...] = ()
+    batch_size: int = 64
+    learning_rate: float = 0.02
+
+    def __post_init__(self) -> None:
+        """Refuse what would only fail when the first network is cut."""
+        if self.heal_steps and not self.pictures:
+            raise RunError("start: heal_steps needs pictures: name a file of them, or heal for 0")
+        HealConfig(
+            steps=self.heal_steps, batch_size=self.batch_size, learning_rate=self.learning_rate
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PruningConfig:
     """How networks go on shrinking while their cohort trains: docs/pruning.md, "Federated AAP".
 
@@ -158,6 +185,7 @@ class ServerConfig:
         tasks: Expected number of devices by task.
         arms: What each task is specialised with: ``one_shot``, and what it is compared with.
         adapter: What devices train.
+        start: Where networks start.
         pruning: How networks go on shrinking meanwhile; ``None``: they stay as they were cut.
         aggregation: How A and B are averaged, a name of
             ``fedsprig_server.aggregation.AGGREGATIONS``; the adapter trains A where that does.
@@ -180,6 +208,7 @@ class ServerConfig:
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     rounds: RoundsConfig = field(default_factory=RoundsConfig)
     selection: SelectionConfig = field(default_factory=SelectionConfig)
+    start: StartConfig = field(default_factory=StartConfig)
     pruning: PruningConfig | None = None
     aggregation: str = "fixed"
     update_codec: str = "int8"
@@ -213,12 +242,22 @@ class ServerConfig:
             )
         if self.pruning is not None:
             self._check_pruning(self.pruning)
+        if self.start.heal_steps and self.rounds.sharing:
+            raise RunError(
+                f"start.heal_steps with sharing {self.rounds.sharing}: widths that are healed have "
+                "weights of their own, and what one learns fits no other; use sharing 0"
+            )
         if not 0 < self.rounds.quorum <= 1:
             raise RunError(f"quorum {self.rounds.quorum}: use a share above 0 and at most 1")
         if not self.tasks or min(self.tasks.values()) < 1:
             raise RunError("no task is expected, or one without devices: name at least one of each")
 
     def _check_pruning(self, pruning: PruningConfig) -> None:
+        if self.start.heal_steps:
+            raise RunError(
+                "start.heal_steps with pruning: networks that go on shrinking are cut from the "
+                "base again, not from what was healed; use one or the other"
+            )
         if pruning.last >= self.rounds.count:
             raise RunError(
                 f"the last of {pruning.cuts} cuts follows round {pruning.last} of "
@@ -256,12 +295,17 @@ class ServerConfig:
                     "adapter": AdapterConfig(**raw["adapter"]),
                     "rounds": RoundsConfig(**raw["rounds"]),
                     "selection": _selection(raw["selection"]),
+                    "start": _start(raw.get("start", {})),
                     "pruning": PruningConfig(**raw["pruning"]) if raw.get("pruning") else None,
                 }
             )
         except (OSError, ValueError, KeyError, TypeError) as error:
             known = ", ".join(item.name for item in fields(cls))
             raise RunError(f"{path}: no server settings ({error}); keys are {known}") from error
+
+
+def _start(raw: dict[str, Any]) -> StartConfig:
+    return StartConfig(**{**raw, "pictures": tuple(raw.get("pictures", ()))})
 
 
 def _selection(raw: dict[str, Any]) -> SelectionConfig:

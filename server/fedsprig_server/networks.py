@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from numpy.typing import NDArray
@@ -56,13 +57,27 @@ class Networks:
         *,
         adapter: AdapterConfig,
         num_classes: int,
+        healed: Mapping[str, Mapping[str, Array]] = MappingProxyType({}),
     ) -> None:
+        """Take what is fixed for the arm.
+
+        Args:
+            run: The arm's run.
+            cuts: The mask of every device that has one.
+            base: What networks are cut from.
+            config: The settings.
+            adapter: What devices train.
+            num_classes: Of the task.
+            healed: Weights that take the place of the base's own, by mask digest; networks that
+                were not healed are left out.
+        """
         self.run = run
         self.cuts = cuts
         self._base = base
         self._config = config
         self._adapter = adapter
         self._num_classes = num_classes
+        self._healed = healed
         self._packages: dict[tuple[str, bool, bool], bytes] = {}
         self._contents: dict[str, str] = {}
 
@@ -72,13 +87,15 @@ class Networks:
         Args:
             device: Its name.
             with_plan: Leave the plan out where the device is known to hold it.
-            with_weights: Leave the weights out where it holds the base model.
+            with_weights: Leave the weights out where it holds the base model. What was healed
+                cannot be cut from that, and goes along.
         """
         wanted = pb.InstallRequest(run=self.run, seed=self._config.seed)
         package = self._package(self.cuts[device], with_plan, with_weights)
         return Envelope(INSTALL, wanted.SerializeToString(), package)
 
     def _package(self, cut: Cut, with_plan: bool, with_weights: bool) -> bytes:
+        with_weights = with_weights or cut.stratum in self._healed
         key = (cut.stratum, with_plan, with_weights)
         if key not in self._packages:
             if with_weights:
@@ -90,6 +107,7 @@ class Networks:
                     adapter=self._adapter,
                     codec=self._config.weights_codec,
                     with_plan=with_plan,
+                    own=self._healed.get(cut.stratum),
                 )
             else:
                 whole = self._package(cut, with_plan, True)
@@ -128,7 +146,7 @@ class Networks:
         installed: Mapping[str, Installed],
         pictures: Mapping[str, float],
     ) -> CohortState:
-        """The state right after the cut: base values, head from class means, own statistics.
+        """The state right after the cut: base or healed values, class means, own statistics.
 
         No statistics where devices keep theirs.
         """
@@ -141,6 +159,11 @@ class Networks:
             self._adapter,
             heads,
             num_classes=self._num_classes,
+            healed={
+                cut.stratum: (cut.index, self._healed[cut.stratum])
+                for cut in self.cuts.values()
+                if cut.stratum in self._healed
+            },
         )
         found = {device: reply.statistics for device, reply in installed.items()}
         return self.with_statistics(start, found, pictures)

@@ -8,6 +8,7 @@ from fedsprig.errors import RunError
 from fedsprig_server.base import Base
 from fedsprig_server.begin import arm_name
 from fedsprig_server.config import ServerConfig
+from fedsprig_server.healing import Healer
 from fedsprig_server.horizon import visible_entries
 from fedsprig_server.library import BaseRecord, Library
 from fedsprig_server.lobby import Lobby
@@ -56,23 +57,26 @@ def serve_from(library: Library, transport: Transport, config: ServerConfig) -> 
     )
     if stopped := run_flows({"lobby": lobby.gather()}, transport, poll_seconds=config.poll_seconds):
         raise stopped["lobby"]
-    flows = {
-        task: Specialisation(
-            task,
-            members,
-            base,
-            library,
-            config,
-            probe=probe,
-            expected=expected[task],
-            visible=visible[task],
-        ).run()
-        for task, members in lobby.cohorts.items()
-    }
-    failed = {
-        **lobby.missing,
-        **run_flows(flows, transport, poll_seconds=config.poll_seconds),
-    }
+    heals = config.start.heal_steps > 0
+    with Healer(base, library, config.start, seed=config.seed) as healer:
+        flows = {
+            task: Specialisation(
+                task,
+                members,
+                base,
+                library,
+                config,
+                probe=probe,
+                expected=expected[task],
+                visible=visible[task],
+                healer=healer if heals else None,
+            ).run()
+            for task, members in lobby.cohorts.items()
+        }
+        failed = {
+            **lobby.missing,
+            **run_flows(flows, transport, poll_seconds=config.poll_seconds),
+        }
     _publish(library, base, config, sorted(set(expected) - set(failed)))
     if failed:
         first = failed[min(failed)]

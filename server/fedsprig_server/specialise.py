@@ -27,6 +27,7 @@ from fedsprig_server.base import Base
 from fedsprig_server.begin import arm_name, begin_arm, cuts_of, limits_of
 from fedsprig_server.cohort_state import CohortState, Truncation
 from fedsprig_server.config import ServerConfig
+from fedsprig_server.healing import Healer, healed_weights
 from fedsprig_server.ledger import Ledger
 from fedsprig_server.library import Library, Run
 from fedsprig_server.library_evaluation import settled
@@ -59,6 +60,7 @@ class Specialisation:
         probe: bytes,
         expected: int,
         visible: int,
+        healer: Healer | None = None,
     ) -> None:
         """Take what is fixed for the task.
 
@@ -71,6 +73,7 @@ class Specialisation:
             probe: The package that describes pictures.
             expected: Devices of the task, whether they are here or not.
             visible: How many of the library's entries the task may draw from.
+            healer: Heals networks before they are sent; ``None``: they are sent as they are cut.
         """
         self.task = task
         self._here = Attendance(task, members, config.rounds, expected=expected)
@@ -80,6 +83,7 @@ class Specialisation:
         self._config = config
         self._probe = probe
         self._visible = visible
+        self._healer = healer
         self._num_classes = len(self._here.classes)
         self._holding = {m.device for m in members if base.plan.digest in m.plans}
         self._keeping = {m.device for m in members if base.digest in m.bases}
@@ -209,6 +213,7 @@ class Specialisation:
                 self._config.selection,
                 self._sizes if arm.scores else None,
             )
+            row = yield from self._heal(arm, row)
         adapter = arm.adapter(self._config.adapter)
         networks = Networks(
             name,
@@ -217,6 +222,9 @@ class Specialisation:
             self._config,
             adapter=adapter,
             num_classes=self._num_classes,
+            healed=healed_weights(
+                self._library, row.state.get("healed", {}), row.state["masks"].values()
+            ),
         )
         ledger = Ledger.from_json(row.state["ledger"])
         installed = yield from self._install(networks, ledger)
@@ -247,6 +255,17 @@ class Specialisation:
         }
         rounds = self._config.rounds.count
         self._library.save_run(Run(name, "done", rounds, row.spec, {**row.state, **ended}))
+
+    def _heal(self, arm: Arm, row: Run) -> Generator[Ask, list[Answer], Run]:
+        """Heal what an arm cuts, where that is asked for and was not done, and write it down."""
+        if self._healer is None or arm.scores is None or "healed" in row.state:
+            return row
+        started = time.perf_counter()
+        healed = yield from self._healer.heal(row.state["masks"].values())
+        seconds = row.state["server_seconds"] + time.perf_counter() - started
+        row = replace(row, state={**row.state, "healed": healed, "server_seconds": seconds})
+        self._library.save_run(row)
+        return row
 
     def _shrinking(self, arm: Arm, adapter: AdapterConfig) -> Shrinking | None:
         """How the arm's networks go on shrinking, if they do: those that are cut at all."""

@@ -82,7 +82,7 @@ def pack_subnetwork(
     adapter: AdapterConfig | None,
     codec: str = "float16",
     with_plan: bool = True,
-    statistics: Mapping[str, Array] | None = None,
+    own: Mapping[str, Array] | None = None,
 ) -> bytes:
     """Pack the sub-network that ``mask`` cuts from the base model with weights ``state``.
 
@@ -95,7 +95,8 @@ def pack_subnetwork(
         adapter: What to attach after building; ``None`` for a network that only looks (the probe).
         codec: How the weights are quantised.
         with_plan: Leave the plan out where the device is known to hold it.
-        statistics: Normalisation statistics of the cut network, which take the place of the base's.
+        own: What the cut network has of its own and takes the place of the base's: statistics that
+            were measured after the cut, weights that were healed.
     """
     index = kept_index(plan, mask)
     kept = {name: value for name, value in state.items() if belongs_to_base(name, plan.head)}
@@ -105,7 +106,7 @@ def pack_subnetwork(
         plan_digest=plan.digest,
         plan=plan.to_bytes() if with_plan else b"",
         mask=mask.to_bytes(),
-        weights=encode_state({**restrict(kept, index), **(statistics or {})}, codec),
+        weights=encode_state({**restrict(kept, index), **(own or {})}, codec),
     )
     if adapter is not None:
         package.adapter.CopyFrom(

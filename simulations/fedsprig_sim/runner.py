@@ -6,6 +6,7 @@ goes on:
     out/scenario.json     what is run
     out/library/          the library, with every committed round
     out/fleet/            a folder for every device
+    out/pictures/         the server's own pictures, where networks are healed with them
     out/server.json       the server's settings
     out/result.json       the figures
 """
@@ -26,13 +27,20 @@ from fedsprig.subnetwork import AdapterConfig
 from fedsprig.wire.budgets import from_wire, to_wire
 from fedsprig_server.aggregation import AGGREGATIONS
 from fedsprig_server.base import Base
-from fedsprig_server.config import PruningConfig, RoundsConfig, SelectionConfig, ServerConfig
+from fedsprig_server.config import (
+    PruningConfig,
+    RoundsConfig,
+    SelectionConfig,
+    ServerConfig,
+    StartConfig,
+)
 from fedsprig_server.library import Library
 from fedsprig_server.library_build import BuildConfig, build_library
 from fedsprig_server.one_shot import cut
 from fedsprig_sim.expand import Expansion
 from fedsprig_sim.fleet import SplitPictures, library_tasks, read_data, write_fleet
 from fedsprig_sim.gather import gather_result
+from fedsprig_sim.own_pictures import write_own_pictures
 from fedsprig_sim.progress import Progress
 from fedsprig_sim.result import Result
 from fedsprig_sim.runtimes import run_apps
@@ -73,7 +81,10 @@ def run_scenario(
     sources = _read(scenario, base, progress)
     expansion = scenario.expand({name: source.train.classes for name, source in sources.items()})
     devices = write_fleet(expansion, sources, scenario, out / "fleet")
-    config = server_config(scenario, expansion, out / "library")
+    pictures: tuple[str, ...] = ()
+    if scenario.start.heal_steps:
+        pictures = write_own_pictures(library_tasks(expansion, sources, scenario), out / "pictures")
+    config = server_config(scenario, expansion, out / "library", pictures)
     config.save(out / "server.json")
     with Library(out / "library") as library:
         fill_library(library, base, expansion, sources, scenario, progress)
@@ -109,8 +120,10 @@ def check_budgets(scenario: Scenario, base: Base) -> None:
             raise InfeasibleBudgetError(f"budgets.{name}: {error}") from None
 
 
-def server_config(scenario: Scenario, expansion: Expansion, library: Path) -> ServerConfig:
-    """The server's settings that a scenario means."""
+def server_config(
+    scenario: Scenario, expansion: Expansion, library: Path, pictures: tuple[str, ...] = ()
+) -> ServerConfig:
+    """The server's settings that a scenario means; ``pictures`` are files of the server's own."""
     rounds = scenario.rounds
     return ServerConfig(
         library=library.resolve(),
@@ -148,6 +161,7 @@ def server_config(scenario: Scenario, expansion: Expansion, library: Path) -> Se
             quorum=rounds.quorum,
         ),
         selection=SelectionConfig(**scenario.selection.model_dump()),
+        start=StartConfig(pictures=pictures, **scenario.start.model_dump()),
         pruning=PruningConfig(**scenario.pruning.model_dump()) if scenario.pruning else None,
         update_codec=scenario.codecs.update,
         adapter_codec=scenario.codecs.adapter,
@@ -169,7 +183,7 @@ def _claim(out: Path, scenario: Scenario, *, resume: bool) -> None:
     if out.exists() and any(out.iterdir()):
         if not before.exists():
             raise RunError(f"{out} is not empty and holds no run of ours: name another --out")
-        for part in ("library", "fleet"):
+        for part in ("library", "fleet", "pictures"):
             shutil.rmtree(out / part, ignore_errors=True)
         (out / RESULT).unlink(missing_ok=True)
     out.mkdir(parents=True, exist_ok=True)

@@ -31,6 +31,7 @@ from fedsprig_sim.sections import (
     Runtime,
     Section,
     SelectionSection,
+    StartSection,
     TaskSection,
 )
 
@@ -63,6 +64,7 @@ class Scenario(Section):
     rounds: RoundsSection = RoundsSection()
     codecs: CodecsSection = CodecsSection()
     selection: SelectionSection = SelectionSection()
+    start: StartSection = StartSection()
     pruning: PruningSection | None = None
     """Without it, networks stay as they were cut."""
     compare: tuple[Arm, ...] = ("magnitude", "random", "full_finetune")
@@ -90,11 +92,15 @@ class Scenario(Section):
                 raise ValueError("devices: " + unknown("budget", budget, self.budgets))
         if self.pruning is not None:
             self._check_pruning(self.pruning)
+        if self.start.heal_steps and self.rounds.sharing:
+            raise ValueError("widths that are healed share no weights: set rounds.sharing to 0")
         if len(set(self.compare)) < len(self.compare):
             raise ValueError("compare names an arm twice")
         return self
 
     def _check_pruning(self, pruning: PruningSection) -> None:
+        if self.start.heal_steps:
+            raise ValueError("pruning cuts from the base again: set start.heal_steps to 0")
         last = pruning.every * pruning.cuts
         if last >= self.rounds.count:
             raise ValueError(

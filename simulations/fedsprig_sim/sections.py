@@ -267,6 +267,16 @@ class SelectionSection(Section):
     """Groups, or kinds of groups, that stay whole."""
 
 
+class StartSection(Section):
+    """Where sub-networks start: docs/starting.md."""
+
+    heal_steps: Annotated[int, Field(ge=0)] = 0
+    """Steps in which the server distils the base into every network that it cuts, on the
+    pictures of the library's tasks, before it sends it; 0: it is sent as it was cut."""
+    batch_size: Annotated[int, Field(ge=2)] = 64
+    learning_rate: Annotated[float, Field(gt=0)] = 0.02
+
+
 class PruningSection(Section):
     """Networks that go on shrinking while they train, by the attention of their units (AAP)."""
 

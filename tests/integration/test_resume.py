@@ -4,17 +4,19 @@ import dataclasses
 import shutil
 import tomllib
 
+import numpy as np
 import pytest
 import tomli_w
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 
 from fedsprig.errors import RunError
+from fedsprig.training import read
 from fedsprig.wire import DESCRIBE, KINDS
 from fedsprig_client.app import relay
 from fedsprig_server.aggregation import AGGREGATIONS
 from fedsprig_server.app import GridTransport
-from fedsprig_server.config import PruningConfig, ServerConfig
+from fedsprig_server.config import PruningConfig, ServerConfig, StartConfig
 from fedsprig_server.ledger import Ledger
 from fedsprig_server.library import Library
 from fedsprig_server.serve import serve_from
@@ -188,6 +190,45 @@ def test_killed_while_its_networks_shrink_it_ends_the_same(world, tmp_path, aggr
             state = library.run("low.one_shot").state
             found.append((state["cuts"], state["masks"], state["adapter"]))
     assert found[0] == found[1]
+
+
+def healing(config, folder):
+    """The settings of a run whose networks are healed on the library owner's digits."""
+    rounds = dataclasses.replace(config.rounds, count=1)
+    digits = read("embedded", name="digits").only([3, 4, 5, 6])
+    path = folder / "own.npz"
+    np.savez(path, images=digits.images[:40], labels=digits.labels[:40])
+    start = StartConfig(heal_steps=2, pictures=(str(path),), batch_size=8)
+    return dataclasses.replace(config, rounds=rounds, start=start)
+
+
+def test_killed_around_its_healing_it_ends_the_same(world, tmp_path):
+    """Killed when the masks are durable, when networks are healed, and when they are trained."""
+    plain = settle(world, tmp_path / "plain")
+    plain = dataclasses.replace(plain, rounds=dataclasses.replace(plain.rounds, count=1))
+    attempt(tmp_path / "plain", plain)
+    whole = healing(settle(world, tmp_path / "whole"), tmp_path)
+    attempt(tmp_path / "whole", whole)
+    config = healing(settle(world, tmp_path / "killed"), tmp_path)
+    healed = []
+    for _ in range(20):
+        with pytest.raises(Killed):
+            attempt(tmp_path / "killed", config, library=Mortal)
+        with Library(config.library) as library:
+            arm = library.run("low.one_shot")
+        healed.append(arm and arm.state.get("healed"))
+        if arm and arm.phase == "done":
+            break
+    with Library(config.library) as library:
+        serve_from(library, Nobody(), config)
+    assert left_behind(config) == left_behind(whole)
+    assert left_behind(config) != left_behind(plain)
+    assert healed[:3] == [None, None, None]
+    assert all(found == healed[3] for found in healed[3:])
+    # The two devices have two widths: each was healed, and written down once.
+    assert sorted(healed[3]) == sorted(set(arm.state["masks"].values()))
+    with Library(whole.library) as library:
+        assert library.run("low.one_shot").state["healed"] == healed[3]
 
 
 def test_a_task_that_is_tried_again_sees_no_task_of_its_own_run(world, tmp_path):

@@ -8,7 +8,15 @@ import pytest
 from fedsprig.errors import RunError
 from fedsprig.subnetwork import AdapterConfig
 from fedsprig_server.arms import ARMS
-from fedsprig_server.config import PruningConfig, RoundsConfig, SelectionConfig, ServerConfig
+from fedsprig_server.config import (
+    PruningConfig,
+    RoundsConfig,
+    SelectionConfig,
+    ServerConfig,
+    StartConfig,
+)
+
+HEALED = StartConfig(heal_steps=5, pictures=("own.npz",))
 
 
 def config(**changes):
@@ -50,6 +58,8 @@ def test_the_file_gives_the_settings_back(tmp_path):
             },
             "use sharing 0 or 1",
         ),
+        ({"start": HEALED, "rounds": RoundsConfig(sharing=0.5)}, "use sharing 0"),
+        ({"start": HEALED, "pruning": PruningConfig(cuts=1)}, "use one or the other"),
     ],
 )
 def test_contradictions_are_one_clear_line(changes, words):
@@ -129,3 +139,13 @@ def test_settings_from_before_there_was_pruning_are_read(tmp_path):
     assert raw.pop("pruning") is None
     (tmp_path / "server.json").write_text(json.dumps(raw))
     assert ServerConfig.load(tmp_path / "server.json") == settings
+
+
+def test_how_networks_start_survives_the_file_and_is_checked(tmp_path):
+    settings = config(start=HEALED)
+    settings.save(tmp_path / "server.json")
+    assert ServerConfig.load(tmp_path / "server.json") == settings
+    with pytest.raises(RunError, match="needs pictures"):
+        StartConfig(heal_steps=5)
+    with pytest.raises(RunError, match="learning_rate"):
+        StartConfig(heal_steps=5, pictures=("own.npz",), learning_rate=0)

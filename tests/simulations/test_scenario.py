@@ -81,6 +81,14 @@ def test_demo_is_as_large_as_promised() -> None:
         ({"rounds": {"count": "3"}}, "my.toml: rounds.count: input should be a valid integer"),
         ({"rounds": {"count": 0}}, "my.toml: rounds.count: input should be greater than"),
         ({"rounds": {"learning_rate": float("inf")}}, "my.toml: rounds.learning_rate: input"),
+        (
+            {"start": {"heal_steps": 3}, "rounds": {"sharing": 0.5}},
+            "my.toml: widths that are healed share no weights: set rounds.sharing to 0",
+        ),
+        (
+            {"start": {"heal_steps": 3}, "pruning": {"cuts": 1}},
+            "my.toml: pruning cuts from the base again: set start.heal_steps to 0",
+        ),
         ({"rounds": {"epochs": 1, "steps": 2}}, "my.toml: rounds: epochs and steps are given both"),
         ({"budgets": {"none": {}}}, "my.toml: budgets.none: a budget needs at least one limit"),
         ({"budgets": {"b": {"macs_ratio": 1.5}}}, "my.toml: budgets.b.macs_ratio: input should"),
