@@ -230,9 +230,9 @@ def test_features_of_another_probe_do_not_answer(folder, package):
         compared(folder, b"another", pack_heads(heads))
     with pytest.raises(MessageError, match="probe is another"):
         compared(folder, b"another", pack_heads(heads, probe))
+    narrow = pack_heads([Head(head.weight[:, :3], head.bias) for head in heads])
     with pytest.raises(MessageError, match="classifiers of 3 features"):
-        narrow = [Head(head.weight[:, :3], head.bias) for head in heads]
-        compared(folder, probe, pack_heads(narrow))
+        compared(folder, probe, narrow)
     with pytest.raises(MessageError, match="did you mean 'leep'"):
         compared(folder, probe, pack_heads(heads), "lep")
 

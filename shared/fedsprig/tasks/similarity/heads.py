@@ -28,10 +28,10 @@ class Head:
     weight: NDArray[np.float32]
     bias: NDArray[np.float32]
 
-    def outputs(self, features: NDArray[np.float32]) -> NDArray[np.float64]:
+    def outputs(self, features: NDArray[np.floating]) -> NDArray[np.float64]:
         """Logits of pictures ``[pictures, features]``: float64 ``[pictures, classes]``."""
         # In double precision, so that what devices and servers find does not hang on their maths.
-        outputs = features.astype(np.float64) @ self.weight.astype(np.float64).T
+        outputs = np.asarray(features, np.float64) @ self.weight.astype(np.float64).T
         return np.asarray(outputs + self.bias, np.float64)
 
 
@@ -56,7 +56,8 @@ def entry_heads(
 
 def head_values(value: HeadValue, features: Features, heads: Sequence[Head]) -> NDArray[np.float64]:
     """What every head is worth for a task: float64 ``[heads]``."""
-    found = [value(head.outputs(features.array), features.labels) for head in heads]
+    array = features.array.astype(np.float64)  # once, and not for each head
+    found = [value(head.outputs(array), features.labels) for head in heads]
     return np.array(found, np.float64)
 
 
