@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from fedsprig.masks import Budget, Mask, ScoreSet, solve
 from fedsprig.tasks import (
     Evidence,
@@ -26,7 +29,10 @@ MAX_NEIGHBOURS = 1_000
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A library task near a new one, and its share of the new task's score mask."""
+    """A library task near a new one, and its share of the new task's score mask.
+
+    The share is that by similarity; what a learned score mask makes of each task is not told.
+    """
 
     name: str
     similarity: float
@@ -80,7 +86,7 @@ def shared_out(
     Raises:
         LibraryError: Nothing was found: the library has no entry for this base model.
     """
-    shares = neighbour_weights([hit.similarity for hit in hits], selection.temperature)
+    shares = _shares(hits, selection)
     entries = library.entries_named([hit.name for hit in hits])
     places = index.positions([hit.name for hit in hits])
     found = []
@@ -91,6 +97,16 @@ def shared_out(
         neighbour = Neighbour(hit.name, hit.similarity, scores, vector)
         found.append((Found(hit.name, hit.similarity, float(share)), neighbour))
     return found
+
+
+def _shares(hits: Sequence[Hit], selection: SelectionConfig) -> NDArray[np.float64]:
+    shares = neighbour_weights([hit.similarity for hit in hits], selection.temperature)
+    if selection.score_mask == "mean":
+        shares[:] = 1 / len(hits)
+    if selection.score_mask == "nearest":
+        shares[:] = 0
+        shares[0] = 1
+    return shares
 
 
 def find(

@@ -10,9 +10,17 @@ import pytest
 from fedsprig.cli import run
 from fedsprig.errors import InfeasibleBudgetError, LibraryError, RunError
 from fedsprig.graph.plan import GroupPlan
-from fedsprig.masks import Budget, Mask, plan_macs
+from fedsprig.masks import Budget, Mask, ScoreSet, plan_macs
 from fedsprig.masks.layout import Layout
-from fedsprig.tasks import SCORE_MASKS, Evidence, Neighbour, SketchIndex, nearest, score_mask
+from fedsprig.tasks import (
+    SCORE_MASKS,
+    Evidence,
+    Neighbour,
+    SketchIndex,
+    nearest,
+    neighbour_weights,
+    score_mask,
+)
 from fedsprig.training import read
 from fedsprig_server.base import Base
 from fedsprig_server.config import SelectionConfig
@@ -34,6 +42,7 @@ from fedsprig_server.library_evaluation.overlap import (
     reshuffled,
 )
 from fedsprig_server.library_evaluation.ways import MEAN, predictions
+from fedsprig_server.one_shot import find
 
 DIGITS = {"low": [0, 1], "next": [2, 3], "three": [4, 5, 6], "high": [7, 8], "again": [0, 1, 9]}
 MODEL = ["--model", "cifar_resnet20", "--weights", "none", "--image-size", "8"]
@@ -124,8 +133,6 @@ def test_every_way_is_what_a_library_without_the_task_would_say(evaluation, base
 
 
 def scores_of(subject, name):
-    from fedsprig.masks import ScoreSet
-
     return ScoreSet(subject.layout.split(subject.values[subject.names.index(name)]))
 
 
@@ -292,6 +299,19 @@ def test_the_server_takes_what_its_library_advises(library, base, evaluation):
     assert settled(auto, library, base, visible=9) is made
     with pytest.raises(RunError, match="score mask 'weigted': did you mean 'weighted'"):
         SelectionConfig(score_mask="weigted")
+
+
+@pytest.mark.parametrize(
+    ("way", "expected"), [("mean", [1 / 5] * 5), ("nearest", [1, 0, 0, 0, 0]), ("votes", None)]
+)
+def test_the_shares_that_are_told_are_those_that_count(library, base, evaluation, way, expected):
+    selection = SelectionConfig(score_mask=way)
+    found = find(evaluation.subject.sketches[0], library, base, selection)
+    weights = [near.weight for near, _ in found]
+    if expected is None:
+        expected = neighbour_weights([near.similarity for near, _ in found], 0.5)
+    np.testing.assert_allclose(weights, expected)
+    assert found[0][0].name == "low"  # the task itself
 
 
 def test_the_command_says_it_in_plain_words(folder, tmp_path, capsys):
