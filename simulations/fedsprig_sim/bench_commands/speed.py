@@ -21,6 +21,9 @@ def _one_shot(
     search_entries: Annotated[
         int, typer.Option(min=1, max=1_000_000, help="Tasks in the search; ten kilobytes each.")
     ] = 100_000,
+    growth: Annotated[
+        bool, typer.Option("--growth", help="Also for libraries of 10 to 100,000 tasks.")
+    ] = False,
     json_file: Json = None,
 ) -> None:
     """Measure the time from a sketch to a sub-network, and that of a search in a large library."""
@@ -30,7 +33,11 @@ def _one_shot(
     report(
         json_file,
         lambda: one_shot.run(
-            model=model, entries=entries, search_entries=search_entries, progress=log.say
+            model=model,
+            entries=entries,
+            search_entries=search_entries,
+            growth=one_shot.GROWTH if growth else (),
+            progress=log.say,
         ),
         one_shot.table,
     )

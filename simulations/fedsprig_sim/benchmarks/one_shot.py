@@ -10,7 +10,7 @@ import gc
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,6 +30,10 @@ from fedsprig_sim.benchmarks.machine import machine
 
 TARGET_SECONDS = 1.0
 TARGET_SEARCH_SECONDS = 0.1
+GROWTH = (10, 100, 1_000, 10_000, 100_000)
+"""Entries of the libraries that the command compares."""
+WRITTEN_ENTRIES = 10_000
+"""Larger libraries are searched only: the nearest thousand are all that one-shot reads of them."""
 STEPS = ("read the sketch", "find", "score", "solve", "cut")
 
 Progress = Callable[[str], None]
@@ -44,6 +48,7 @@ def run(
     classes: int = 5,
     keep_macs: float = 0.25,
     repeats: int = 5,
+    growth: Sequence[int] = (),
     threads: int | None = None,
     seed: int = 0,
     progress: Progress = lambda line: None,
@@ -59,13 +64,14 @@ def run(
         keep_macs: The budget, as a share of the base model's multiply-accumulates.
         repeats: Measurements after the first. The first reads the library's scores from disk; the
             others find them in memory, as a running server does.
+        growth: Numbers of entries at which both are measured too.
         threads: Threads of torch; as it is set when ``None``.
         seed: For everything random.
         progress: Called with a line before every long step.
 
     Returns:
         Plain data: settings, the machine, ``one_shot`` (seconds of the first and the median other
-        run, by step) and ``search`` (seconds), each with its target.
+        run, by step) and ``search`` (seconds), each with its target; ``growth`` where asked for.
     """
     if threads is not None:
         torch.set_num_threads(threads)
@@ -75,13 +81,27 @@ def run(
     one_shot = _one_shot(base, entries, classes, keep_macs, repeats, rng, progress)
     progress(f"making {search_entries:,} sketches")
     search = _search(search_entries, search_features, classes, repeats, rng)
-    return {
+    found = {
         "model": model,
         "seed": seed,
         "machine": machine(),
         "one_shot": one_shot,
         "search": search,
     }
+    if growth:
+        found["growth"] = [
+            {
+                "entries": count,
+                "one_shot_seconds": _one_shot(
+                    base, count, classes, keep_macs, repeats, rng, progress
+                )["seconds"]
+                if count <= WRITTEN_ENTRIES
+                else None,
+                "search_seconds": _search(count, search_features, classes, repeats, rng)["seconds"],
+            }
+            for count in growth
+        ]
+    return found
 
 
 def table(figures: dict[str, Any]) -> str:
@@ -96,10 +116,22 @@ def table(figures: dict[str, Any]) -> str:
         ),
         (f"search in {search['entries']:,} tasks", search["seconds"], search["target_seconds"]),
     ]
-    return "\n".join(
+    lines = [
         f"{name:<44} {seconds:8.3f} s" + ("" if target is None else f"   target {target:.3f} s")
         for name, seconds, target in rows
-    )
+    ]
+    if "growth" in figures:
+        lines += ["", f"{'entries':>8} {'search, ms':>11} {'sketch to sub-network, ms':>26}"]
+        lines += [
+            f"{item['entries']:>8,} {1e3 * item['search_seconds']:>11.2f} "
+            + (
+                ""
+                if item["one_shot_seconds"] is None
+                else f"{1e3 * item['one_shot_seconds']:>26.0f}"
+            )
+            for item in figures["growth"]
+        ]
+    return "\n".join(lines)
 
 
 def _one_shot(

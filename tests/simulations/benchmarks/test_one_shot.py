@@ -15,6 +15,7 @@ def test_it_measures_every_step_of_a_real_cut() -> None:
         search_entries=300,
         search_features=16,
         repeats=2,
+        growth=(2, 10_001),
         progress=lines.append,
     )
     assert json.loads(json.dumps(result)) == result
@@ -26,4 +27,9 @@ def test_it_measures_every_step_of_a_real_cut() -> None:
     assert (way["entries"], search["entries"]) == (4, 300)
     assert (way["target_seconds"], search["target_seconds"]) == (1.0, 0.1)
     assert search["seconds"] > 0
-    assert len(lines) == 4
+    small, large = result["growth"]
+    assert small["one_shot_seconds"] > 0
+    assert large["one_shot_seconds"] is None  # only searched
+    assert large["search_seconds"] > 0
+    assert "10,001" in one_shot.table(result).splitlines()[-1]
+    assert len(lines) == 6
