@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import asdict
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import Progress as Bars
-from rich.table import Table
 
 from fedsprig.errors import BudgetError, LibraryError
 from fedsprig.graph.plan import GroupPlan
@@ -21,13 +16,14 @@ from fedsprig.pruning import Target
 from fedsprig_server.base import Base
 from fedsprig_server.build_command import pictures_of
 from fedsprig_server.config import SelectionConfig
-from fedsprig_server.library import BaseRecord, Library
+from fedsprig_server.library import Library
 from fedsprig_server.library_build import LibraryTask
-from fedsprig_server.library_evaluation.choice import Choice, Estimate, choose
-from fedsprig_server.library_evaluation.evaluation import Evaluation, evaluate
-from fedsprig_server.library_evaluation.losses import TaskLoss, losses
+from fedsprig_server.library_evaluation.choice import choose
+from fedsprig_server.library_evaluation.evaluation import evaluate
+from fedsprig_server.library_evaluation.findings import plain, show
+from fedsprig_server.library_evaluation.losses import losses
 from fedsprig_server.library_evaluation.subject import LEAST, Solver, Subject
-from fedsprig_server.library_evaluation.ways import MEAN, Progress
+from fedsprig_server.library_evaluation.ways import Progress
 
 
 def evaluate_library(
@@ -110,8 +106,8 @@ def evaluate_library(
                 if own
                 else []
             )
-        _show(record, evaluation, choice, measured)
-        found.append(_plain(record, evaluation, choice, measured))
+        show(record, evaluation, choice, measured)
+        found.append(plain(record, evaluation, choice, measured))
     return found
 
 
@@ -158,110 +154,3 @@ def _budget(macs: str | None, weight_bytes: str | None, plan: GroupPlan) -> Budg
         if budget is not None and budget.weight_bytes is not None:
             limits["weight_bytes"] = budget.weight_bytes
     return Budget(**limits)
-
-
-def _show(
-    record: BaseRecord, evaluation: Evaluation, choice: Choice, measured: Sequence[TaskLoss]
-) -> None:
-    console = Console()
-    subject = evaluation.subject
-    console.print(
-        f"{record.model}: {len(subject.rows)} of {len(subject.names)} tasks left out in turn\n"
-    )
-    table = Table("score mask", "similarity", "temp.", "IoU", "by group", "gain", "error", box=None)
-    mean = evaluation.overlaps[evaluation.ways.index(MEAN)]
-    rows = zip(evaluation.ways, evaluation.overlaps, evaluation.group_overlaps, strict=True)
-    for way, whole, by_group in rows:
-        gain = Estimate.of(whole - mean)
-        paired = ("", "") if way == MEAN else (f"{gain.mean:+.3f}", f"{gain.error:.3f}")
-        table.add_row(
-            way.score_mask,
-            way.similarity,
-            f"{way.temperature:g}" if way.temperature else "",
-            f"{whole.mean():.3f}",
-            f"{by_group.mean():.3f}",
-            *paired,
-        )
-    table.add_row(
-        "random units",
-        "",
-        "",
-        f"{evaluation.floor.mean():.3f}",
-        f"{evaluation.group_floor.mean():.3f}",
-    )
-    console.print(table)
-    table = Table("similarity", "rank correlation with IoU", "standard error", box=None)
-    for name, values in evaluation.correlations.items():
-        estimate = Estimate.of(values)
-        table.add_row(name, f"{estimate.mean:.3f}", f"{estimate.error:.3f}")
-    console.print()
-    console.print(table)
-    if measured:
-        _show_losses(console, choice, measured)
-    # In lines of their own length, and brackets as they are.
-    print(f"\n{choice.verdict}.\n\n[selection]")
-    for key, value in choice.selection.items():
-        print(f'{key} = "{value}"' if isinstance(value, str) else f"{key} = {value:g}")
-
-
-def _show_losses(console: Console, choice: Choice, measured: Sequence[TaskLoss]) -> None:
-    labels = [MEAN.label, choice.best.label]
-    table = Table("task", "held out", "whole", "own mask", *labels, "random", box=None)
-    for task in measured:
-        accuracies = (task.whole, task.own, *(task.predicted[x] for x in labels), task.random)
-        table.add_row(task.name, str(task.pictures), *(f"{100 * x:.1f} %" for x in accuracies))
-    console.print()
-    console.print(table)
-    for label in labels:
-        lost = Estimate.of(
-            np.array([100 * (task.own - task.predicted[label]) for task in measured])
-        )
-        console.print(
-            f"{label}: {lost.mean:+.1f} points lost against the own mask right after the cut "
-            f"(standard error {lost.error:.1f})",
-            highlight=False,
-        )
-
-
-def _plain(
-    record: BaseRecord, evaluation: Evaluation, choice: Choice, measured: Sequence[TaskLoss]
-) -> dict[str, Any]:
-    subject = evaluation.subject
-    mean = evaluation.overlaps[evaluation.ways.index(MEAN)]
-    return {
-        "model": record.model,
-        "base": record.digest,
-        "entries": len(subject.names),
-        "left_out": [subject.names[row] for row in subject.rows],
-        "ways": [
-            {
-                **asdict(way),
-                "iou": float(whole.mean()),
-                "group_iou": float(by_group.mean()),
-                "over_the_mean": _figures(whole - mean),
-            }
-            for way, whole, by_group in zip(
-                evaluation.ways, evaluation.overlaps, evaluation.group_overlaps, strict=True
-            )
-        ],
-        "random": {
-            "iou": float(evaluation.floor.mean()),
-            "group_iou": float(evaluation.group_floor.mean()),
-        },
-        "rank_correlations": {
-            name: _figures(values) for name, values in evaluation.correlations.items()
-        },
-        "accuracy": [asdict(task) for task in measured],
-        "gain": _finite(asdict(choice.gain)),
-        "verdict": choice.verdict,
-        "selection": choice.selection,
-    }
-
-
-def _figures(values: NDArray[np.float64]) -> dict[str, Any]:
-    return _finite(asdict(Estimate.of(values)))
-
-
-def _finite(figures: dict[str, Any]) -> dict[str, Any]:
-    """With nothing in the place of an error that is not known, which JSON has no word for."""
-    return {key: None if value == math.inf else value for key, value in figures.items()}

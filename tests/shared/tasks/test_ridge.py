@@ -13,7 +13,8 @@ from fedsprig.errors import LibraryError
 from fedsprig.masks import ScoreSet
 from fedsprig.tasks import Neighbour, TaskSketch, embedding, score_mask
 from fedsprig.tasks.score_mask import Ridge
-from fedsprig.tasks.score_mask.ridge import PENALTIES, SHARES
+from fedsprig.tasks.score_mask.ridge import SHARES
+from fedsprig.tasks.score_mask.smoother import PENALTIES
 
 FEATURES = 4
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 from fedsprig.errors import LibraryError
 from fedsprig.tasks.score_mask.embedding import embedding, placed, space_of
 from fedsprig.tasks.score_mask.neighbour import Neighbour, Settings
+from fedsprig.tasks.score_mask.smoother import PENALTIES, Smoother
 from fedsprig.tasks.score_mask.weights import normalised_rows
 from fedsprig.tasks.task_sketch import TaskSketch
 
@@ -27,68 +27,8 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.float64]
 
-PENALTIES: Final = (math.inf, 100.0, 30.0, 10.0, 3.0, 1.0, 0.3, 0.1)
-"""Beside a kernel whose diagonal is about 1. Infinity is the plain mean; it comes first, so that
-it is taken where nothing predicts better."""
 SHARES: Final = (0.0, 0.5, 1.0)
 """Of the fingerprint in the kernel; the rest is the prototypes'."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Smoother:
-    """One kernel over the library, taken apart once for all penalties.
-
-    Attributes:
-        kernel: ``[n, n]``, not centred.
-        vectors: Eigenvectors of the centred kernel in columns.
-        roots: Its eigenvalues ``[n]``.
-    """
-
-    kernel: Floats
-    vectors: Floats
-    roots: Floats
-
-    @classmethod
-    def of(cls, kernel: Floats) -> _Smoother:
-        centred = kernel - kernel.mean(0) - kernel.mean(1)[:, None] + kernel.mean()
-        roots, vectors = np.linalg.eigh(centred)
-        return cls(kernel, vectors, np.maximum(roots, 0.0))
-
-    def missed(self, penalty: float) -> Floats:
-        """``I - H``, what a fit leaves of the targets: ``[n, n]``, symmetric."""
-        rest = (self.vectors * self._left(penalty)) @ self.vectors.T
-        return np.asarray(rest - 1 / len(self.roots), np.float64)
-
-    def left_out_errors(self, gram: Floats) -> Floats:
-        """Squared error of every entry when left out, ``[penalties, n]``.
-
-        Args:
-            gram: Products of the centred targets ``[n, n]``: all that the errors depend on.
-        """
-        turned = self.vectors.T @ gram @ self.vectors
-        squares = self.vectors**2
-        errors = []
-        for penalty in PENALTIES:
-            left = self._left(penalty)
-            kept = self.vectors @ (turned * np.outer(left, left))
-            residuals = np.einsum("ij,ij->i", kept, self.vectors)
-            errors.append(residuals / (squares @ left - 1 / len(left)) ** 2)
-        return np.stack(errors)
-
-    def weights(self, near: Floats, penalty: float) -> Floats:
-        """What each entry counts for a task of these kernel values ``[n]``; they sum to 1."""
-        count = len(near)
-        if math.isinf(penalty):
-            return np.full(count, 1 / count)
-        centred = near - self.kernel.mean(1)
-        centred = centred - centred.mean()
-        dual = self.vectors @ ((self.vectors.T @ centred) / (self.roots + penalty))
-        return np.asarray(1 / count + dual - dual.mean(), np.float64)
-
-    def _left(self, penalty: float) -> Floats:
-        if math.isinf(penalty):
-            return np.ones(len(self.roots))
-        return np.asarray(penalty / (self.roots + penalty), np.float64)
 
 
 class Ridge:
@@ -125,10 +65,10 @@ class Ridge:
         self._placed = placed(vectors, self._space)
         shares = SHARES if len(self._space) > 1 else (0.0,)
         self.choices = tuple((share, penalty) for share in shares for penalty in PENALTIES)
-        self._smoothers: dict[float, _Smoother] = {}
+        self._smoothers: dict[float, Smoother] = {}
         if len(values) == 1:  # nothing to leave out, and nothing to learn
             self.choices = ((0.0, math.inf),)
-            self._smoothers[0.0] = _Smoother.of(np.ones((1, 1)))
+            self._smoothers[0.0] = Smoother.of(np.ones((1, 1)))
             self.errors = np.zeros((1, 1))
             self.best = 0
             return
@@ -136,7 +76,7 @@ class Ridge:
         gram = (centred @ centred.T).astype(np.float64) / values.shape[1]
         errors = []
         for share in shares:
-            smoother = _Smoother.of(self._mixed(self._placed, share))
+            smoother = Smoother.of(self._mixed(self._placed, share))
             self._smoothers[share] = smoother
             errors.append(smoother.left_out_errors(gram))
         self.errors = np.concatenate(errors)
