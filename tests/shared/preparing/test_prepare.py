@@ -10,7 +10,14 @@ from fedsprig.artifacts import state_digest
 from fedsprig.errors import NonFiniteLossError, TrainingError
 from fedsprig.graph import materialize
 from fedsprig.masks import Mask
-from fedsprig.preparing import HealConfig, Preparation, PrepareConfig, heal, prepare
+from fedsprig.preparing import (
+    HealConfig,
+    Preparation,
+    PrepareConfig,
+    base_features,
+    heal,
+    prepare,
+)
 from fedsprig.preparing.sliced import HeadInput
 from fedsprig.preparing.teacher import feature_distance
 
@@ -181,3 +188,33 @@ def test_settings_out_of_range_are_refused(setting, message):
 def test_pictures_and_labels_that_do_not_fit_are_refused(tiny, tiny_plan, pictures, count, labels):
     with pytest.raises(TrainingError):
         prepare(tiny, tiny_plan, pictures[0][:count], torch.tensor(labels), SHORT, seed=0)
+
+
+def test_targets_that_are_known_heal_as_those_that_are_asked_for(tiny, tiny_plan, pictures):
+    images = pictures[0]
+    mask = Mask.random(tiny_plan, 0.5, np.random.default_rng(2))
+    config = HealConfig(steps=4, batch_size=8, augment="none")
+    losses = [
+        heal(
+            materialize(tiny, tiny_plan, mask),
+            mask,
+            tiny,
+            tiny_plan,
+            images,
+            config,
+            seed=1,
+            targets=targets,
+        )
+        for targets in (None, base_features(tiny, tiny_plan, images))
+    ]
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("count", "augment"), [(23, "none"), (24, "flip")])
+def test_targets_of_other_pictures_are_refused(tiny, tiny_plan, pictures, count, augment):
+    mask = Mask.full(tiny_plan)
+    small = materialize(tiny, tiny_plan, mask)
+    targets = base_features(tiny, tiny_plan, pictures[0])[:count]
+    config = HealConfig(steps=1, augment=augment)
+    with pytest.raises(TrainingError, match=f"{count} targets for 24 pictures"):
+        heal(small, mask, tiny, tiny_plan, pictures[0], config, seed=0, targets=targets)
