@@ -236,3 +236,25 @@ def test_the_command_names_what_it_does_not_know(tmp_path, capsys):
     path.write_text('[data.digits]\nkind = "embedded"\nname = "digits"\n')
     assert command(["bench", "one-shot-accuracy", str(path), "--data", "digits"]) != 0
     assert "NAME=PATH" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("model", "size"),
+    [("sprig_vit", 16), pytest.param("torchvision/vit_b_16", 32, marks=pytest.mark.slow)],
+)
+def test_heads_and_hidden_units_of_transformers_go_the_same_way(tasks, tmp_path, model, size):
+    transformer = Side.load(
+        tmp_path,
+        tasks,
+        model=model,
+        weights=None,
+        image_size=size,
+        build=BuildConfig(steps=0),
+        done=lambda task: None,
+    )
+    known = Known(transformer, tasks.drawn(0, "test", each=6)[0])
+    kinds = {group.kind for group in transformer.base.plan.groups}
+    assert "heads" in kinds
+    found = measure(ARMS["ridge"], known, LOCAL)
+    assert 0.2 < found["macs"] <= 0.25
+    assert found["accuracy"].keys() == {"0", "1", "3"}

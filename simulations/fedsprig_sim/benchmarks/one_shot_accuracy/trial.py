@@ -6,7 +6,6 @@ import copy
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from fedsprig.models import replace_head
 from fedsprig.seeds import derive_seed
 from fedsprig.subnetwork import AdapterConfig, attach_configured
 from fedsprig.training import TrainConfig, evaluate, fit, recalibrate, to_tensor
-from fedsprig.training.config import Augment, Optimiser
+from fedsprig.training.config import Augment, Optimiser, Schedule
 from fedsprig_server.library_build import set_class_mean_head
 from fedsprig_sim.benchmarks.one_shot_accuracy.arms import Arm
 from fedsprig_sim.benchmarks.one_shot_accuracy.iterative import pruned
@@ -38,7 +37,9 @@ class LocalSettings:
         adapter_rate: Learning rate of adapters.
         weights_rate: Learning rate where all weights train.
         optimiser: As in ``TrainConfig``.
+        schedule: As in ``TrainConfig``, over all steps.
         head_rate_scale: Factor of the head's learning rate.
+        schedule: As in ``TrainConfig``, over all steps.
         head_rate_scale: Factor of the head's learning rate.
         rank: Of the adapters.
         augment: As in ``TrainConfig``.
@@ -52,6 +53,7 @@ class LocalSettings:
     adapter_rate: float = 0.1
     weights_rate: float = 0.01
     optimiser: Optimiser = "sgd"
+    schedule: Schedule = "cosine"
     head_rate_scale: float = 1.0
     rank: int = 8
     augment: Augment = "none"
@@ -64,7 +66,7 @@ class LocalSettings:
 
     @property
     def looks(self) -> tuple[int, ...]:
-        """After how many steps accuracy is measured."""
+        """The lengths of the trainings, from none at all."""
         return tuple(sorted({0, round(self.steps / 3), self.steps}))
 
     def training(self, trains: str, steps: int) -> TrainConfig:
@@ -74,7 +76,7 @@ class LocalSettings:
             batch_size=self.batch_size,
             learning_rate=self.adapter_rate if trains == "adapters" else self.weights_rate,
             optimiser=self.optimiser,
-            schedule="constant",
+            schedule=self.schedule,
             head_learning_rate_scale=self.head_rate_scale,
             augment=self.augment,
             bf16=self.bf16,
@@ -164,21 +166,12 @@ def follow(
     plan = base.plan.with_num_classes(classes)
     adapter = AdapterConfig(kind="splora" if trains == "adapters" else "full", rank=settings.rank)
     network = attach_configured(network, adapter, plan, kept_index(plan, mask))
-    momenta: dict[str, torch.Tensor] = {}
-    looks = settings.looks
-    for done, until in pairwise(looks):
-        config = settings.training(trains, until - done)
-        fit(
-            network,
-            images,
-            labels,
-            config,
-            seed=derive_seed(seed, str(done)),
-            head=base.card.head,
-            momenta=momenta,
-        )
-        recalibrate(network, images)
-        found[str(until)] = evaluate(network, *test).accuracy
+    for steps in settings.looks[1:]:  # each its own training: the rate falls to its end
+        trained = copy.deepcopy(network)
+        config = settings.training(trains, steps)
+        fit(trained, images, labels, config, seed=seed, head=base.card.head)
+        recalibrate(trained, images)
+        found[str(steps)] = evaluate(trained, *test).accuracy
     return found
 
 
