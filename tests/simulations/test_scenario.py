@@ -43,7 +43,12 @@ def test_embedded_scenarios_are_read(name: str) -> None:
 
 @pytest.mark.parametrize("path", sorted(SCENARIOS.glob("*.toml")), ids=lambda path: path.stem)
 def test_shipped_scenarios_are_read(path: Path, tmp_path: Path) -> None:
-    with_paths = {"cifar100": ["cifar100"], "lite0": ["cifar100", "steel", "tiny"], "smoke": []}
+    with_paths = {
+        "cifar100": ["cifar100"],
+        "heterogeneous": ["cifar10", "cifar100", "steel", "tiny"],
+        "lite0": ["cifar100", "steel", "tiny"],
+        "smoke": [],
+    }
     scenario = Scenario.load(path, data=dict.fromkeys(with_paths[path.stem], tmp_path))
     assert scenario.name == path.stem
 
