@@ -8,6 +8,7 @@ from typing import Annotated, cast
 import typer
 from rich.console import Console
 
+from fedsprig.artifacts import require_writable, write_bytes
 from fedsprig_sim.bench_commands.options import (
     Bf16,
     DataPaths,
@@ -64,6 +65,7 @@ def _one_shot_accuracy(
     bf16: Bf16 = False,
     threads: Threads = None,
     out: Out = Path("runs/one-shot-accuracy"),
+    figure: Annotated[Path | None, typer.Option(help="Draw the means, as .svg.")] = None,
     json_file: Json = None,
 ) -> None:
     """Compare one-shot networks from a library with every other way to one: hours on two cores."""
@@ -100,4 +102,12 @@ def _one_shot_accuracy(
                 progress=progress,
             )
 
-    report(json_file, measure, study.table)
+    def measure_and_draw() -> Figures:
+        figures = measure()
+        if figure is not None:
+            write_bytes(figure, study.figure(figures).encode())
+        return figures
+
+    if figure is not None:
+        require_writable(figure)
+    report(json_file, measure_and_draw, study.table)

@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -229,6 +230,18 @@ def test_the_summary_counts_every_pair_once():
     assert found["x"]["accuracy"] == {"0": pytest.approx(0.3), "3": pytest.approx(0.7)}
     assert found["x"]["against"]["y"]["3"]["mean"] == pytest.approx(0.1)
     assert found["x"]["against"]["y"]["3"]["error"] is None
+
+
+def test_the_drawing_has_a_mark_for_every_mean():
+    summary = {
+        "x & y": {"accuracy": {"0": 0.31, "3": 0.62}},
+        "z": {"accuracy": {"3": 0.5}},
+    }
+    page = ElementTree.fromstring(study.figure({"looks": (0, 3), "summary": summary}))
+    circles = [item for item in page.iter() if item.tag.endswith("circle")]
+    assert len(circles) == 3 + 2  # and the two of the legend
+    texts = [item.text for item in page.iter() if item.tag.endswith("text")]
+    assert {"x & y", "z", "right after the cut", "after 3 steps"} <= set(texts)
 
 
 def test_the_command_names_what_it_does_not_know(tmp_path, capsys):

@@ -21,6 +21,7 @@ from fedsprig_server.library_build import BuildConfig
 from fedsprig_sim.benchmarks.kept import once
 from fedsprig_sim.benchmarks.machine import machine
 from fedsprig_sim.benchmarks.one_shot_accuracy.arms import ARMS, Arm
+from fedsprig_sim.benchmarks.one_shot_accuracy.figure import figure
 from fedsprig_sim.benchmarks.one_shot_accuracy.side import Known, Side
 from fedsprig_sim.benchmarks.one_shot_accuracy.summary import summarise
 from fedsprig_sim.benchmarks.one_shot_accuracy.summary import table as _table
@@ -29,7 +30,7 @@ from fedsprig_sim.benchmarks.one_shot_accuracy.trial import LocalSettings, measu
 from fedsprig_sim.progress import Progress, Silence
 from fedsprig_sim.scenario import Scenario
 
-__all__ = ["ARMS", "LocalSettings", "Options", "Split", "run", "table"]
+__all__ = ["ARMS", "LocalSettings", "Options", "Split", "figure", "run", "table"]
 
 DEFAULT_ARMS: Final = ("random", "magnitude", "mean", "weighted", "own taylor")
 AGAINST: Final = ("random", "magnitude", "mean", "own taylor", "uncut")
