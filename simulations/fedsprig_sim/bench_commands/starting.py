@@ -58,10 +58,13 @@ def _one_shot_accuracy(
     weight_bytes: Annotated[
         int | None, typer.Option(min=1, help="Limit of the weights, in place of the MACs.")
     ] = None,
-    steps: Annotated[int, typer.Option(min=3, help="Of fine-tuning.")] = 50,
+    steps: Annotated[int, typer.Option(min=0, help="Of fine-tuning.")] = 50,
+    trains: Annotated[
+        str, typer.Option(help="adapters or weights: what trains of a cut network.")
+    ] = "adapters",
     batch_size: Annotated[int, typer.Option(min=2, max=1_024, help="Pictures per step.")] = 16,
     adapter_rate: Annotated[float, typer.Option(help="Learning rate of adapters.")] = 0.05,
-    weights_rate: Annotated[float, typer.Option(help="Learning rate of all weights.")] = 0.002,
+    weights_rate: Annotated[float, typer.Option(help="Learning rate of all weights.")] = 0.005,
     bf16: Bf16 = False,
     threads: Threads = None,
     out: Out = Path("runs/one-shot-accuracy"),
@@ -83,6 +86,7 @@ def _one_shot_accuracy(
             macs=None if weight_bytes else macs,
             weight_bytes=weight_bytes,
             steps=steps,
+            trains=cast(study.Trains, trains),
             batch_size=batch_size,
             adapter_rate=adapter_rate,
             weights_rate=weights_rate,

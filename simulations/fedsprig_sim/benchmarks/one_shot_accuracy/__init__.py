@@ -26,11 +26,11 @@ from fedsprig_sim.benchmarks.one_shot_accuracy.side import Known, Side
 from fedsprig_sim.benchmarks.one_shot_accuracy.summary import summarise
 from fedsprig_sim.benchmarks.one_shot_accuracy.summary import table as _table
 from fedsprig_sim.benchmarks.one_shot_accuracy.tasks import NewTask, Split, Tasks
-from fedsprig_sim.benchmarks.one_shot_accuracy.trial import LocalSettings, measure
+from fedsprig_sim.benchmarks.one_shot_accuracy.trial import LocalSettings, Trains, measure
 from fedsprig_sim.progress import Progress, Silence
 from fedsprig_sim.scenario import Scenario
 
-__all__ = ["ARMS", "LocalSettings", "Options", "Split", "figure", "run", "table"]
+__all__ = ["ARMS", "LocalSettings", "Options", "Split", "Trains", "figure", "run", "table"]
 
 DEFAULT_ARMS: Final = ("random", "magnitude", "mean", "weighted", "own taylor")
 AGAINST: Final = ("random", "magnitude", "mean", "own taylor", "uncut")

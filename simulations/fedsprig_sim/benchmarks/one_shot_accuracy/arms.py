@@ -19,7 +19,6 @@ class Arm:
         mask: A name of ``MASKS``; ``None``: nothing is cut.
         base: Which base is cut, the one as it comes or the one prepared for cutting.
         healed: Whether the cut network is healed on the server.
-        trains: What the device trains: adapters, or all weights.
         iterative: Whether the device prunes for itself, cut by cut, instead of all at once.
     """
 
@@ -27,7 +26,6 @@ class Arm:
     mask: str | None
     base: Literal["plain", "prepared"] = "plain"
     healed: bool = False
-    trains: Literal["adapters", "weights"] = "adapters"
     iterative: bool = False
 
 
@@ -43,20 +41,9 @@ _LIST: Final = (
     Arm(name="prepared, random", mask="random", base="prepared"),
     Arm(name="healed", mask="ridge", healed=True),
     Arm(name="whole start", mask="ridge", base="prepared", healed=True),
-    Arm(name="all weights", mask="ridge", trains="weights"),
-    Arm(name="prepared, all weights", mask="ridge", base="prepared", trains="weights"),
-    Arm(
-        name="whole start, all weights",
-        mask="ridge",
-        base="prepared",
-        healed=True,
-        trains="weights",
-    ),
-    Arm(name="own taylor, all weights", mask="own taylor", trains="weights"),
-    Arm(name="uncut", mask=None, trains="weights"),
-    Arm(name="uncut, adapters", mask=None),
-    Arm(name="uncut, prepared", mask=None, base="prepared", trains="weights"),
-    Arm(name="iterative", mask="own taylor", iterative=True, trains="weights"),
+    Arm(name="uncut", mask=None),
+    Arm(name="uncut, prepared", mask=None, base="prepared"),
+    Arm(name="iterative", mask="own taylor", iterative=True),
 )
 
 ARMS: Final[Mapping[str, Arm]] = MappingProxyType({arm.name: arm for arm in _LIST})

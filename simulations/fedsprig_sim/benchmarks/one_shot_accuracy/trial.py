@@ -6,7 +6,7 @@ import copy
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -24,6 +24,8 @@ from fedsprig_sim.benchmarks.one_shot_accuracy.iterative import pruned
 from fedsprig_sim.benchmarks.one_shot_accuracy.masks import MASKS
 from fedsprig_sim.benchmarks.one_shot_accuracy.side import Known
 
+Trains = Literal["adapters", "weights"]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LocalSettings:
@@ -32,6 +34,8 @@ class LocalSettings:
     Attributes:
         macs: Multiply-accumulates over those of the base; ``None``: no limit.
         weight_bytes: Limit of the weights; ``None``: none.
+        trains: What of a cut network trains: adapters, or all weights. Of an uncut one, and where
+            the device prunes for itself, all weights do.
         steps: Of fine-tuning.
         batch_size: Pictures a step.
         adapter_rate: Learning rate of adapters.
@@ -48,10 +52,11 @@ class LocalSettings:
 
     macs: float | None = 0.25
     weight_bytes: int | None = None
+    trains: Trains = "adapters"
     steps: int = 50
     batch_size: int = 16
-    adapter_rate: float = 0.1
-    weights_rate: float = 0.01
+    adapter_rate: float = 0.05
+    weights_rate: float = 0.005
     optimiser: Optimiser = "sgd"
     schedule: Schedule = "cosine"
     head_rate_scale: float = 1.0
@@ -69,7 +74,7 @@ class LocalSettings:
         """The lengths of the trainings, from none at all."""
         return tuple(sorted({0, round(self.steps / 3), self.steps}))
 
-    def training(self, trains: str, steps: int) -> TrainConfig:
+    def training(self, trains: Trains, steps: int) -> TrainConfig:
         """So many steps."""
         return TrainConfig(
             steps=steps,
@@ -100,7 +105,8 @@ def measure(arm: Arm, known: Known, settings: LocalSettings) -> dict[str, Any]:
     network = _cut(known, mask)
     if arm.healed:
         known.side.heal(network, mask, seed=derive_seed(task.seed, "healing", task.name))
-    accuracy = follow(network, known, mask, arm.trains, settings)
+    trains: Trains = "weights" if arm.mask is None else settings.trains
+    accuracy = follow(network, known, mask, trains, settings)
     searched_and = {"search_seconds": searched, "compute_before": _compute_before(arm, known)}
     training = 3 * settings.batch_size * settings.steps * _share(plan, mask)
     return _figures(arm, known, mask, accuracy) | searched_and | {"compute_training": training}
@@ -152,7 +158,7 @@ def _cut(known: Known, mask: Mask) -> nn.Module:
 
 
 def follow(
-    network: nn.Module, known: Known, mask: Mask, trains: str, settings: LocalSettings
+    network: nn.Module, known: Known, mask: Mask, trains: Trains, settings: LocalSettings
 ) -> dict[str, float]:
     """Steps done -> test accuracy, from right after the cut to the end."""
     base, task = known.side.base, known.task
