@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import get_args
+from typing import Literal, get_args
 
 from fedsprig.errors import TrainingError
 from fedsprig.training.config import LARGEST, MAX_STEPS, Augment
+
+Distance = Literal["squared", "direction"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +34,9 @@ class PrepareConfig:
         random_share: Share of masks of random units among those that are not given.
         given_share: Share of given masks, of ratios that have any.
         noise: Added to the scores of biased masks, in standard deviations of a group.
-        feature_weight: Of the distance to the original's features.
+        distance: Between features and the original's: ``"squared"``, in units of their variance, or
+            ``"direction"``, by the cosine about the mean.
+        feature_weight: Of that distance.
         logit_weight: Of the divergence from the original's class probabilities, by the class-mean
             classifier of the original's features.
         label_weight: Of the cross-entropy of the labels by the same classifier.
@@ -57,6 +61,7 @@ class PrepareConfig:
     random_share: float = 0.25
     given_share: float = 0.25
     noise: float = 1.0
+    distance: Distance = "squared"
     feature_weight: float = 1.0
     logit_weight: float = 1.0
     label_weight: float = 0.0
@@ -96,6 +101,7 @@ class HealConfig:
     weight_decay: float = 1e-4
     clip_norm: float = 5.0
     survey: int = 2048
+    distance: Distance = "squared"
     augment: Augment = "flip+shift"
     bf16: bool = False
 
@@ -123,5 +129,7 @@ def _check_training(config: PrepareConfig | HealConfig) -> None:
     for name in ("weight_decay", "clip_norm"):
         if not 0 <= getattr(config, name) <= LARGEST:
             raise TrainingError(f"{name} is {getattr(config, name)}: choose 0 to below 3.4e38")
+    if config.distance not in get_args(Distance):
+        raise TrainingError(f"distance is {config.distance!r}: use {', '.join(get_args(Distance))}")
     if config.augment not in get_args(Augment):
         raise TrainingError(f"augment is {config.augment!r}: use {', '.join(get_args(Augment))}")

@@ -12,7 +12,7 @@ from fedsprig.preparing.config import HealConfig, cosine
 from fedsprig.preparing.order import StepOrder, survey
 from fedsprig.preparing.prepare import check_pictures, finite, set_rate, sgd_of, update
 from fedsprig.preparing.sliced import HeadInput, batch_normalised, kept_features
-from fedsprig.preparing.teacher import Teacher, feature_distance
+from fedsprig.preparing.teacher import DISTANCES, Teacher
 from fedsprig.training import recalibrate
 from fedsprig.training.loop import Progress
 from fedsprig.training.modes import device_of, keeping_modes
@@ -93,7 +93,7 @@ def heal(
                 with HeadInput(small, plan.head) as seen:
                     small(batch)
             wanted = target if kept is None else target.index_select(1, kept.to(device))
-            loss = feature_distance(seen.value.float(), wanted)
+            loss = DISTANCES[config.distance](seen.value.float(), wanted)
             losses.append(finite(loss.item(), step, config))
             set_rate(optimiser, cosine(config, step))
             optimiser.zero_grad()

@@ -26,7 +26,7 @@ from fedsprig.preparing.config import HealConfig, PrepareConfig, cosine
 from fedsprig.preparing.masks import MaskSource
 from fedsprig.preparing.order import StepOrder, survey
 from fedsprig.preparing.sliced import SlicedNetwork, skeleton_of
-from fedsprig.preparing.teacher import ClassMeans, Teacher, divergence, feature_distance
+from fedsprig.preparing.teacher import DISTANCES, ClassMeans, Teacher, divergence
 from fedsprig.scoring import score
 from fedsprig.seeds import derive_seed
 from fedsprig.training import recalibrate
@@ -194,7 +194,7 @@ class Preparation:
         loss = said.new_zeros(())
         if config.feature_weight:
             wanted = target if kept is None else target.index_select(1, kept)
-            loss = loss + config.feature_weight * feature_distance(said, wanted)
+            loss = loss + config.feature_weight * DISTANCES[config.distance](said, wanted)
         if self._classifier is not None:
             logits = self._classifier.logits(said, kept)
             if config.logit_weight:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Final
 
 import torch
@@ -110,6 +112,23 @@ def feature_distance(features: Tensor, target: Tensor) -> Tensor:
     """
     spread = (target - target.mean(0)).square().sum()
     return (features - target).square().sum() / spread.clamp_min(_LEAST * target.numel())
+
+
+def direction_distance(features: Tensor, target: Tensor) -> Tensor:
+    """``2 (1 - cos)`` between features ``[n, kept]`` and their target, the mean over the batch.
+
+    Both are centred over the batch first. 0 for the same directions from the mean, whatever the
+    length; 2 for a network that knows nothing. Unlike the squared error it is not lowered by saying
+    less, which is what a network that knows little learns first from that.
+    """
+    said, wanted = features - features.mean(0), target - target.mean(0)
+    return 2 * (1 - F.cosine_similarity(said, wanted, dim=1, eps=_LEAST).mean())
+
+
+DISTANCES: Final[Mapping[str, Callable[[Tensor, Tensor], Tensor]]] = MappingProxyType(
+    {"squared": feature_distance, "direction": direction_distance}
+)
+"""How far features are from those of the base, by :attr:`PrepareConfig.distance`."""
 
 
 def divergence(logits: Tensor, target: Tensor, temperature: float) -> Tensor:

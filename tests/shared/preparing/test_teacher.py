@@ -5,7 +5,14 @@ import math
 import pytest
 import torch
 
-from fedsprig.preparing.teacher import ClassMeans, Teacher, calibrated, divergence, feature_distance
+from fedsprig.preparing.teacher import (
+    ClassMeans,
+    Teacher,
+    calibrated,
+    direction_distance,
+    divergence,
+    feature_distance,
+)
 from fedsprig.training import features
 
 
@@ -15,6 +22,17 @@ def test_feature_distance_counts_in_the_targets_variance():
     assert feature_distance(torch.ones(2, 2), target) == 1
     assert feature_distance(target + 1, target) == 1
     assert feature_distance(7 * (target + 1), 7 * target) == 1
+
+
+def test_direction_distance_looks_at_directions_from_the_mean_alone():
+    target = torch.tensor([[0.0, 2.0], [2.0, 0.0]])  # about its mean: (-1, 1) and (1, -1)
+    assert float(direction_distance(3 * target + 5, target)) == pytest.approx(0, abs=1e-6)
+    assert float(direction_distance(-target, target)) == pytest.approx(4)
+    assert float(direction_distance(torch.ones(2, 2), target)) == pytest.approx(2)
+    right = torch.tensor([[1.0, 1.0], [-1.0, -1.0]])  # at right angles to it
+    assert float(direction_distance(right, target)) == pytest.approx(2)
+    half = torch.tensor([[0.0, 1.0], [0.0, -1.0]])  # 45 degrees off
+    assert float(direction_distance(half, target)) == pytest.approx(2 - math.sqrt(2))
 
 
 def test_divergence_by_hand():
