@@ -163,6 +163,32 @@ def _build(
     Console().print(table)
 
 
+@library.command("rebase")
+def _rebase(
+    folder: Folder,
+    out: Annotated[Path, typer.Argument(help="Library that gets the entries; made if need be.")],
+    weights: Annotated[
+        str, typer.Option(help="Of the new base, as `fedsprig base prepare` wrote them.")
+    ],
+    model: Annotated[str, typer.Option(help="Base model.")] = "sprig20",
+    image_size: Annotated[
+        int | None, typer.Option(min=8, help="Side of the pictures that the model gets.")
+    ] = None,
+    origin: Annotated[
+        str, typer.Option("--from", help="Digest of the old base, or how it begins.")
+    ] = "",
+) -> None:
+    """Take a library along to a base that was prepared from its own: nothing is scored anew."""
+    from fedsprig_server.base import Base
+    from fedsprig_server.library_rebase import rebase
+
+    with _opened(folder) as source:
+        base = Base.load(model, weights, image_size=image_size)
+        with Library(out) as target:
+            entries = rebase(source, target, base, origin=origin)
+    print(f"{_counted(len(entries), 'task')} now of base {base.digest[:12]} in {out}")
+
+
 @library.command("evaluate")
 def _evaluate(
     folder: Folder,

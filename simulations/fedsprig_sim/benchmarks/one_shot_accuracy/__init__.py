@@ -74,24 +74,28 @@ class _Sides:
 
     def of(self, name: str) -> Side:
         if name not in self._loaded:
-            options = self._options
-            weights = options.weights if name == "plain" else options.prepared
-            if name == "prepared" and weights is None:
-                raise UnknownNameError(
-                    "this arm needs a base that was prepared for cutting: give --prepared FILE"
-                )
-            what = f"library, {name} base"
-            self._progress.begin(what, len(self._tasks.library))
-            self._loaded[name] = Side.load(
-                self._folder,
-                self._tasks,
-                model=options.model,
-                weights=weights,
-                image_size=options.image_size,
-                build=options.library,
-                done=lambda task: self._progress.step(what, task),
-            )
+            self._loaded[name] = self._plain() if name == "plain" else self._prepared()
         return self._loaded[name]
+
+    def _prepared(self) -> Side:
+        if self._options.prepared is None:
+            raise UnknownNameError(
+                "this arm needs a base that was prepared for cutting: give --prepared FILE"
+            )
+        return self.of("plain").prepared(self._options.prepared)
+
+    def _plain(self) -> Side:
+        options, what = self._options, "library"
+        self._progress.begin(what, len(self._tasks.library))
+        return Side.load(
+            self._folder,
+            self._tasks,
+            model=options.model,
+            weights=options.weights,
+            image_size=options.image_size,
+            build=options.library,
+            done=lambda task: self._progress.step(what, task),
+        )
 
 
 def run(

@@ -13,7 +13,7 @@ _STYLE: Final = (
     ".tick{fill:#57606a;font-size:12px}"
     ".grid{stroke:#d0d7de}.rail{stroke:#afb8c1;stroke-width:2}"
     ".first{fill:#fff;stroke:#1f6f54;stroke-width:2}"
-    ".middle{fill:#8fcfb2;stroke:#1f6f54}.last{fill:#1f6f54}"
+    ".last{fill:#1f6f54}"
 )
 _LEFT, _RIGHT, _ROW, _TOP, _WIDTH = 210, 24, 28, 40, 900
 
@@ -21,8 +21,7 @@ _LEFT, _RIGHT, _ROW, _TOP, _WIDTH = 210, 24, 28, 40, 900
 def figure(figures: Mapping[str, Any]) -> str:
     """A stand-alone SVG of the means of :func:`run`'s figures.
 
-    Each arm is a row: an open mark right after the cut, a pale one after a third of the steps and a
-    full one after all of them.
+    Each arm is a row: an open mark right after the cut, a full one after fine-tuning.
 
     Args:
         figures: Of :func:`fedsprig_sim.benchmarks.one_shot_accuracy.run`.
@@ -45,7 +44,7 @@ def figure(figures: Mapping[str, Any]) -> str:
             f'<text class="tick" x="{at:.1f}" y="{height - 12}" text-anchor="middle">'
             f"{10 * tenth} %</text>"
         )
-    kinds = ("first", *("middle",) * (len(looks) - 2), "last")[-len(looks) :]
+    kinds = ("first", "last")[-len(looks) :]
     for number, (arm, accuracy) in enumerate(rows.items()):
         y = _TOP + _ROW * (number + 0.5)
         seen = [x(value) for value in accuracy.values()]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Final
@@ -97,6 +97,23 @@ class Side:
             scores = tuple(library.scores(entry, base.plan) for entry in entries)
             index = library.index(base.digest).with_scores(scores)
             return cls(base, probe, record.probe, index, entries, scores, _operators(tasks))
+
+    def prepared(self, weights: str) -> Side:
+        """The same library on a base that was prepared from this one.
+
+        As `fedsprig library rebase` takes it along: sketches and scores stay.
+
+        Raises:
+            PlanError: Weights of another network.
+        """
+        plan, card = self.base.plan, self.base.card
+        base = Base.load(
+            card.name,
+            weights,
+            image_size=card.input_size,
+            stored_plan=lambda _: plan.to_bytes(),
+        )
+        return replace(self, base=base)
 
     def heal(self, network: nn.Module, mask: Mask, *, seed: int) -> None:
         """Heal a cut network as the server would, on the operator's pictures, in place."""
