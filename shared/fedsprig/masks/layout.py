@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -90,6 +90,30 @@ class Layout:
                     f"{what} has {_units(own.get(name))} for group {name}, the plan expects "
                     f"{_units(other.get(name))}: use the plan that {what} was made with"
                 )
+
+
+def loudness(rows: NDArray[Any], sizes: Sequence[int]) -> NDArray[np.float64]:
+    """Root mean square of its group, for every unit: float64 ``[n, units]``; 1 in groups of zeros.
+
+    Args:
+        rows: ``[n, units]``, group after group.
+        sizes: Units of every group; their sum is ``units``.
+    """
+    counts = np.array(sizes, np.int64)
+    if not rows.shape[1]:
+        return np.zeros(rows.shape)
+    squares = np.square(rows.astype(np.float64))
+    roots = np.sqrt(np.add.reduceat(squares, np.cumsum(counts) - counts, axis=1) / counts)
+    return np.repeat(np.where(roots > 0, roots, 1.0), counts, axis=1)
+
+
+def levelled(rows: NDArray[Any], sizes: Sequence[int]) -> NDArray[np.float64]:
+    """Rows with every group at root mean square 1: float64 ``[n, units]``; zeros stay zeros.
+
+    Arguments as in :func:`loudness`.
+    """
+    scale = loudness(rows, sizes)
+    return np.divide(rows, scale, out=scale)
 
 
 def _units(count: int | None) -> str:

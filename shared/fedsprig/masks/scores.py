@@ -13,7 +13,7 @@ from fedsprig.artifacts.container import Limits, pack, unpack
 from fedsprig.artifacts.digest import digest
 from fedsprig.errors import ArtifactError, PlanError, ScoreError
 from fedsprig.graph.plan import GroupPlan
-from fedsprig.masks.layout import Layout
+from fedsprig.masks.layout import Layout, levelled
 
 Floats = NDArray[np.float32]
 
@@ -74,14 +74,6 @@ class ScoreSet:
         """
         self.layout.check(Layout.of_plan(plan), "the score set")
 
-    @property
-    def rms(self) -> NDArray[np.float64]:
-        """Root mean square of every group, ``[groups]`` in the layout's order."""
-        if not self.flat.size:
-            return np.zeros(0)
-        sums = np.add.reduceat(self.flat.astype(np.float64) ** 2, self.layout.starts)
-        return np.asarray(np.sqrt(sums / self.layout.sizes), np.float64)
-
     def normalised(self) -> ScoreSet:
         """Every group divided by its root mean square, so that groups can be ranked together.
 
@@ -90,9 +82,7 @@ class ScoreSet:
         to their floors; with the root mean square, groups of every width compare unit by unit
         (docs/experiments.md, "Normalising scores"). A group of zeros stays zero.
         """
-        scale = self.rms
-        scale[scale == 0] = 1
-        values = self.flat.astype(np.float64) / np.repeat(scale, self.layout.sizes)
+        values = levelled(self.flat[None], self.layout.sizes)[0]
         return ScoreSet(self.layout.split(values.astype(np.float32)))
 
     def __eq__(self, other: object) -> bool:

@@ -9,6 +9,7 @@ from hypothesis.extra import numpy as hnp
 from fedsprig.artifacts import pack
 from fedsprig.errors import ArtifactError, PlanError, ScoreError, TruncatedArtifactError
 from fedsprig.masks import ScoreSet, weighted_sum
+from fedsprig.masks.layout import levelled, loudness
 
 values = st.floats(-(2.0**100), 2.0**100, width=32)
 pairs = st.tuples(
@@ -43,6 +44,20 @@ def test_normalised_by_hand():
     result = scores([3, 0, 0, -4], [0] * 6).normalised()
     np.testing.assert_array_equal(result.groups["conv1"], np.float32([1.2, 0, 0, -1.6]))
     np.testing.assert_array_equal(result.groups["conv2"], np.zeros(6))
+
+
+@given(first=pairs, second=pairs)
+@settings(max_examples=30, deadline=None)
+def test_rows_are_levelled_as_score_sets_are(first, second):
+    rows = np.stack([np.concatenate(pair) for pair in (first, second)])
+    made = levelled(rows, (4, 6))
+    for pair, row, scale in zip((first, second), made, loudness(rows, (4, 6)), strict=True):
+        np.testing.assert_array_equal(row.astype(np.float32), scores(*pair).normalised().flat)
+        for part, size, own in zip(np.split(scale, [4]), (4, 6), pair, strict=True):
+            rms = np.sqrt(np.mean(own.astype(np.float64) ** 2)) or 1
+            np.testing.assert_allclose(part, np.full(size, rms))
+    assert levelled(rows[:0], (4, 6)).shape == (0, 10)
+    assert levelled(np.zeros((2, 0), np.float32), ()).shape == (2, 0)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e39])

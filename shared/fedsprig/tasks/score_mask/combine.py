@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsprig.errors import LibraryError
+from fedsprig.masks.layout import loudness
 from fedsprig.spelling import lookup
 from fedsprig.tasks.score_mask.mean import mean
 from fedsprig.tasks.score_mask.nearest import nearest
@@ -115,14 +116,12 @@ def _unit_by_unit(
     layout = library.layout
     own.layout.check(layout, "the device's score set")
     error.layout.check(layout, "the device's standard errors")
-    scale = own.rms
-    factors = np.divide(1.0, scale, out=np.zeros_like(scale), where=scale > 0)
-    by_unit = np.repeat(factors, layout.sizes)
+    scale = loudness(own.flat[None], layout.sizes)[0]
     made = shrunk(
         library.flat.astype(np.float64),
         floored(spread, layout.starts, layout.sizes),
-        own.flat * by_unit,
-        floored(np.square(error.flat * by_unit), layout.starts, layout.sizes),
+        own.flat / scale,
+        floored(np.square(error.flat / scale), layout.starts, layout.sizes),
     )
     return ScoreSet(layout.split(made.astype(np.float32)))
 

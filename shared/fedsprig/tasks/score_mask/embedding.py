@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsprig.masks.layout import levelled
 from fedsprig.tasks.task_sketch import TaskSketch
 
 if TYPE_CHECKING:
@@ -25,7 +25,8 @@ def embedding(sketch: TaskSketch) -> NDArray[np.float32]:
         float32 ``[features + units]``; ``[features]`` for a sketch without a fingerprint.
     """
     mean = sketch.present.mean(axis=0, dtype=np.float64)
-    prints = _level(sketch.fingerprint[None], sketch.groups)[0]
+    own = sketch.fingerprint
+    prints = levelled(own[None], sketch.groups or (own.size,))[0]
     return np.concatenate([mean, prints]).astype(np.float32)
 
 
@@ -49,17 +50,8 @@ def embeddings(index: SketchIndex, entries: NDArray[np.int64] | None = None) -> 
     # An entry without a fingerprint has a row of zeros.
     if not prints.shape[1] or not prints.any(axis=1).all():
         return means
-    return np.concatenate([means, _level(prints, index.groups)], axis=1)
-
-
-def _level(prints: NDArray[np.float32], groups: Sequence[int]) -> NDArray[np.float32]:
-    """Fingerprints ``[n, units]`` with every group at root mean square 1; zeros stay zeros."""
-    if not prints.shape[1]:
-        return prints
-    sizes = np.array(groups or [prints.shape[1]])
-    squares = np.add.reduceat(prints.astype(np.float64) ** 2, np.cumsum(sizes) - sizes, axis=1)
-    scale = np.sqrt(np.where(squares > 0, squares / sizes, 1))
-    return np.asarray(prints / np.repeat(scale, sizes, axis=1), np.float32)
+    prints = levelled(prints, index.groups or (prints.shape[1],)).astype(np.float32)
+    return np.concatenate([means, prints], axis=1)
 
 
 def space_of(

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fedsprig.errors import LibraryError
+from fedsprig.masks.layout import levelled
 
 if TYPE_CHECKING:
     from fedsprig.masks.scores import ScoreSet
@@ -59,7 +60,7 @@ def normalised_sum(sets: Sequence[ScoreSet], shares: NDArray[np.float64]) -> Sco
     total = np.zeros(layout.units)
     for scores, share in zip(sets, shares, strict=True):
         scores.layout.check(layout, "a neighbour's score set")
-        total += share * _scaled(scores)
+        total += share * levelled(scores.flat[None], layout.sizes)[0]
     return ScoreSet(layout.split(total.astype(np.float32)))
 
 
@@ -73,13 +74,5 @@ def normalised_rows(sets: Sequence[ScoreSet]) -> NDArray[np.float32]:
     rows = np.empty((len(sets), layout.units), np.float32)
     for row, scores in zip(rows, sets, strict=True):
         scores.layout.check(layout, "a neighbour's score set")
-        row[:] = _scaled(scores)
+        row[:] = levelled(scores.flat[None], layout.sizes)[0]
     return rows
-
-
-def _scaled(scores: ScoreSet) -> NDArray[np.float64]:
-    scale = scores.rms
-    factors = np.divide(1.0, scale, out=np.zeros_like(scale), where=scale > 0)
-    scaled: NDArray[np.float64] = scores.flat.astype(np.float64)
-    scaled *= np.repeat(factors, scores.layout.sizes)
-    return scaled

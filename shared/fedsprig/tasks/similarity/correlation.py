@@ -8,6 +8,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsprig.masks.layout import levelled
+
 CHUNK_ENTRIES: Final = 2048  # bounds the copies in double precision
 
 
@@ -45,7 +47,7 @@ def group_centre(rows: NDArray[np.float32], sizes: Sequence[int]) -> NDArray[np.
     """The mean of rows ``[entries, units]``, each at a root mean square of 1 in every group."""
     total = np.zeros(rows.shape[1])
     for start in range(0, len(rows), CHUNK_ENTRIES):
-        total += _level(rows[start : start + CHUNK_ENTRIES], sizes).sum(axis=0)
+        total += levelled(rows[start : start + CHUNK_ENTRIES], sizes).sum(axis=0)
     mean: NDArray[np.float64] = total / max(1, len(rows))
     return mean
 
@@ -54,19 +56,11 @@ def _starts(sizes: Sequence[int]) -> NDArray[np.int64]:
     return np.cumsum(np.array([0, *sizes[:-1]], np.int64))
 
 
-def _level(rows: NDArray[np.float32], sizes: Sequence[int]) -> NDArray[np.float64]:
-    values = rows.astype(np.float64)
-    squares = np.add.reduceat(np.square(values), _starts(sizes), axis=1) / np.array(sizes)
-    scale = np.sqrt(np.where(squares > 0, squares, 1))
-    values /= np.repeat(scale, sizes, axis=1)
-    return values
-
-
 def _standard(
     rows: NDArray[np.float32], centre: NDArray[np.float64], sizes: Sequence[int]
 ) -> NDArray[np.float64]:
     """Rows minus the centre, in every group of mean 0 and length 1, or 0 where they are equal."""
-    values = _level(rows, sizes) - centre
+    values = levelled(rows, sizes) - centre
     means = np.add.reduceat(values, _starts(sizes), axis=1) / np.array(sizes)
     values -= np.repeat(means, sizes, axis=1)
     lengths = np.sqrt(np.add.reduceat(np.square(values), _starts(sizes), axis=1))
