@@ -41,12 +41,12 @@ def _prepare(
     steps: Annotated[int, typer.Option(min=0, help="Optimiser steps.")] = 1200,
     library: Annotated[
         Path | None,
-        typer.Option(help="Train under masks of this library's tasks, not of weight sizes."),
+        typer.Option(help="Units matter as its tasks say, not by their weights' sizes."),
     ] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option(
-            "--set", metavar="KEY=VALUE", help="Of the training: whole_every=2; repeatable."
+            "--set", metavar="KEY=VALUE", help="Of the training: order=varied; repeatable."
         ),
     ] = None,
     held_out: Annotated[
@@ -58,7 +58,7 @@ def _prepare(
     """Train a base so that what is cut from it knows more; see docs/starting.md.
 
     The same command goes on after an interruption. The file is a base's weights wherever weights
-    are asked for; libraries of the original base are to be built again.
+    are asked for; `fedsprig library rebase` takes a library of the original base along.
     """
     from fedsprig_server.base_command import prepare
 

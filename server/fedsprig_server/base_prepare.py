@@ -18,8 +18,7 @@ from fedsprig.artifacts import digest, pack, read_file, require_writable, write_
 from fedsprig.bases import BaseWeights
 from fedsprig.errors import LibraryError, RunError, WeightsError
 from fedsprig.masks import Budget, Mask, ScoreSet, solve
-from fedsprig.masks.scores import weighted_sum
-from fedsprig.preparing import Preparation, PrepareConfig
+from fedsprig.preparing import Preparation, PrepareConfig, mean_order
 from fedsprig.pruning.journal import Checkpoint, Journal
 from fedsprig.scoring import score
 from fedsprig.training import ImageSet, require_classes
@@ -193,10 +192,7 @@ def _scores(library: Library, base: Base) -> list[ScoreSet]:
 
 def _masks(base: Base, scores: Sequence[ScoreSet], config: PrepareConfig) -> dict[float, Mask]:
     """The masks that both bases are measured under, from whole to smallest."""
-    if scores:
-        ranked = weighted_sum([one.normalised() for one in scores], [1 / len(scores)] * len(scores))
-    else:
-        ranked = score("magnitude", base.module, base.plan)
+    ranked = mean_order(scores or [score("magnitude", base.module, base.plan)])
     masks = {1.0: Mask.full(base.plan)}
     for ratio in reversed(config.ratios):
         masks[ratio] = solve(ranked, base.plan, Budget.fraction(base.plan, macs=ratio))

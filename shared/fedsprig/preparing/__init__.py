@@ -2,19 +2,21 @@
 
 from fedsprig.preparing.config import HealConfig, PrepareConfig
 from fedsprig.preparing.heal import base_features, heal
-from fedsprig.preparing.masks import MaskSource
+from fedsprig.preparing.masks import MaskSource, NestedMasks, mean_order
 from fedsprig.preparing.prepare import Preparation, PrepareReport, prepare
 from fedsprig.preparing.sliced import SlicedNetwork, skeleton_of
 
 __all__ = [
     "HealConfig",
     "MaskSource",
+    "NestedMasks",
     "Preparation",
     "PrepareConfig",
     "PrepareReport",
     "SlicedNetwork",
     "base_features",
     "heal",
+    "mean_order",
     "prepare",
     "skeleton_of",
 ]

@@ -10,6 +10,7 @@ from fedsprig.errors import TrainingError
 from fedsprig.training.config import LARGEST, MAX_STEPS, Augment
 
 Distance = Literal["squared", "direction"]
+Order = Literal["nested", "varied"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,11 +30,14 @@ class PrepareConfig:
         clip_norm: Longest gradient of a step; 0 for any length.
         ratios: Shares of the MACs, each above 0 and below 1. Every step trains a mask of the
             smallest and ``fresh_masks`` of the others.
+        order: ``"nested"``: all masks follow one order of the units, the mean of the scores, so
+            that a ratio has one mask and the smaller lie in the larger. ``"varied"``: masks are
+            drawn anew, as the next three settings say.
         fresh_masks: Masks a step beside the smallest, each of a ratio drawn from the others.
         whole_every: The whole base trains at every such step; 0 for never.
-        random_share: Share of masks of random units among those that are not given.
-        given_share: Share of given masks, of ratios that have any.
-        noise: Added to the scores of biased masks, in standard deviations of a group.
+        random_share: Share of masks of random units among varied ones that are not given.
+        given_share: Share of given masks, of ratios that have any, among varied ones.
+        noise: Added to the scores of varied masks, in standard deviations of a group.
         distance: Between features and the original's: ``"squared"``, in units of their variance, or
             ``"direction"``, by the cosine about the mean.
         feature_weight: Of that distance.
@@ -56,6 +60,7 @@ class PrepareConfig:
     weight_decay: float = 1e-4
     clip_norm: float = 5.0
     ratios: tuple[float, ...] = (0.1, 0.25, 0.5)
+    order: Order = "nested"
     fresh_masks: int = 1
     whole_every: int = 4
     random_share: float = 0.25
@@ -76,6 +81,8 @@ class PrepareConfig:
             raise TrainingError(f"ratios are {self.ratios}: give shares of the MACs from 0 to 1")
         if list(self.ratios) != sorted(set(self.ratios)):
             raise TrainingError(f"ratios are {self.ratios}: give them once each, ascending")
+        if self.order not in get_args(Order):
+            raise TrainingError(f"order is {self.order!r}: use {', '.join(get_args(Order))}")
         if self.fresh_masks < 0 or self.whole_every < 0:
             raise TrainingError("fresh_masks and whole_every count: choose 0 or more")
         for name in ("random_share", "given_share"):

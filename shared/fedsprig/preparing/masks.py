@@ -2,17 +2,71 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Container, Sequence
+from typing import Final, Protocol
 
 import numpy as np
 
 from fedsprig.errors import TrainingError
 from fedsprig.graph import GroupPlan
 from fedsprig.masks import Budget, Mask, ScoreSet, plan_macs, solve
+from fedsprig.tasks.score_mask.weights import normalised_sum
 
 FLOOR: Final = 0.05
 """Least share of a group's units, the solver's own default."""
+
+
+class Masks(Protocol):
+    """Gives a mask for a share of the base's multiply-accumulates."""
+
+    def draw(self, ratio: float, rng: np.random.Generator) -> Mask:
+        """A mask of at most ``ratio`` of the MACs (a given one: of about it)."""
+
+
+class NestedMasks:
+    """Masks of one order of the units: of a ratio always the same one.
+
+    The order is the mean of the scores, so a task whose mask is the library's mean
+    (``score_mask = "mean"``) is cut along it.
+
+    Args:
+        plan: The base's groups.
+        ratios: Shares of the MACs that will be asked for.
+        scores: What units matter, one set or more.
+
+    Raises:
+        InfeasibleBudgetError: A ratio below the smallest network.
+        PlanError: Scores of another plan.
+    """
+
+    def __init__(
+        self, plan: GroupPlan, ratios: Sequence[float], scores: Sequence[ScoreSet]
+    ) -> None:
+        for scored in scores:
+            scored.check(plan)
+        order = mean_order(scores)
+        self._masks = {
+            ratio: solve(order, plan, Budget.fraction(plan, macs=ratio), floor=FLOOR)
+            for ratio in ratios
+        }
+
+    def draw(self, ratio: float, rng: np.random.Generator) -> Mask:
+        """The mask of that ratio; nothing is drawn.
+
+        Raises:
+            TrainingError: A ratio that was not announced.
+        """
+        _announced(ratio, self._masks)
+        return self._masks[ratio]
+
+
+def mean_order(scores: Sequence[ScoreSet]) -> ScoreSet:
+    """The mean of normalised scores, the very one of ``score_mask = "mean"``.
+
+    Args:
+        scores: One set or more, of the same groups.
+    """
+    return normalised_sum(scores, np.full(len(scores), 1 / len(scores)))
 
 
 class MaskSource:
@@ -68,8 +122,7 @@ class MaskSource:
         Raises:
             TrainingError: A ratio that was not announced.
         """
-        if ratio not in self._budgets:
-            raise TrainingError(f"no masks of {ratio} of the MACs were announced: add it to ratios")
+        _announced(ratio, self._budgets)
         given = self._given[ratio]
         if given and rng.random() < self._given_share:
             return given[int(rng.integers(len(given)))]
@@ -92,3 +145,8 @@ class MaskSource:
         }
         budget = self._budgets[ratio]
         return solve(ScoreSet(noisy), self._plan, budget, floor=FLOOR, normalise=False)
+
+
+def _announced(ratio: float, ratios: Container[float]) -> None:
+    if ratio not in ratios:
+        raise TrainingError(f"no masks of {ratio} of the MACs were announced: add it to ratios")

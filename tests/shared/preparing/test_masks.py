@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from fedsprig.errors import TrainingError
+from fedsprig.errors import PlanError, TrainingError
 from fedsprig.masks import Budget, Mask, ScoreSet, plan_macs, solve
-from fedsprig.preparing import MaskSource
+from fedsprig.preparing import MaskSource, NestedMasks
+from fedsprig.tasks import Neighbour, TaskSketch, score_mask
 
 
 def ramp(plan):
@@ -57,6 +58,44 @@ def test_a_ratio_without_given_masks_is_drawn_anew(tiny_plan):
     assert source.draw(0.2, np.random.default_rng(0)) != mask
 
 
-def test_a_ratio_that_was_not_announced_is_refused(tiny_plan):
+@pytest.mark.parametrize(
+    "source",
+    [
+        lambda plan: MaskSource(plan, (0.5,)),
+        lambda plan: NestedMasks(plan, (0.5,), [ramp(plan)]),
+    ],
+    ids=["varied", "nested"],
+)
+def test_a_ratio_that_was_not_announced_is_refused(source, tiny_plan):
     with pytest.raises(TrainingError, match="add it to ratios"):
-        MaskSource(tiny_plan, (0.5,)).draw(0.4, np.random.default_rng(0))
+        source(tiny_plan).draw(0.4, np.random.default_rng(0))
+
+
+def test_nested_masks_are_those_of_tasks_that_take_the_mean(tiny_plan):
+    rng = np.random.default_rng(4)
+    scores = [
+        ScoreSet({group.name: scale * rng.random(group.units) for group in tiny_plan.groups})
+        for scale in (1.0, 100.0)
+    ]
+    task = TaskSketch(
+        probe="0" * 64,
+        prototypes=np.ones((2, 3), np.float32),
+        counts=np.array([4, 4]),
+        classes=("", ""),
+        fingerprint=np.zeros(0, np.float32),
+        groups=(),
+        spread=1.0,
+    )
+    neighbours = [Neighbour(str(i), i / 2, one) for i, one in enumerate(scores)]
+    mean = score_mask(task, neighbours, method="mean")
+    source = NestedMasks(tiny_plan, (0.3, 0.6), scores)
+    small, large = (source.draw(ratio, rng) for ratio in (0.3, 0.6))
+    assert small == solve(mean, tiny_plan, Budget.fraction(tiny_plan, macs=0.3))
+    assert large == solve(mean, tiny_plan, Budget.fraction(tiny_plan, macs=0.6))
+    assert small != large == small | large
+    assert source.draw(0.3, rng) == small
+
+
+def test_scores_of_another_plan_have_no_nested_masks(tiny_plan):
+    with pytest.raises(PlanError):
+        NestedMasks(tiny_plan, (0.5,), [ScoreSet({"other": np.ones(3)})])

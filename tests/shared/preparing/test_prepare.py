@@ -1,6 +1,7 @@
 """Preparing and healing: what they train, what they leave alone, and that they can be repeated."""
 
 import copy
+import dataclasses
 
 import numpy as np
 import pytest
@@ -9,9 +10,10 @@ import torch
 from fedsprig.artifacts import state_digest
 from fedsprig.errors import NonFiniteLossError, TrainingError
 from fedsprig.graph import materialize
-from fedsprig.masks import Mask
+from fedsprig.masks import Mask, ScoreSet
 from fedsprig.preparing import (
     HealConfig,
+    NestedMasks,
     Preparation,
     PrepareConfig,
     base_features,
@@ -41,14 +43,43 @@ def stream_of(mask):
     )
 
 
-def test_the_same_seed_prepares_the_same_base_and_another_does_not(tiny, tiny_plan, pictures):
+@pytest.mark.parametrize("order", ["nested", "varied"])
+def test_the_same_seed_prepares_the_same_base_and_another_does_not(
+    order, tiny, tiny_plan, pictures
+):
     digests = []
     for seed in (1, 1, 2):
         base = copy.deepcopy(tiny)
         torch.manual_seed(len(digests))  # nothing is drawn from torch's global generator
-        prepare(base, tiny_plan, *pictures, SHORT, seed=seed)
+        config = dataclasses.replace(SHORT, order=order)
+        prepare(base, tiny_plan, *pictures, config, seed=seed)
         digests.append(state_digest(base.state_dict()))
     assert digests[0] == digests[1] != digests[2]
+
+
+def test_a_nested_order_trains_under_its_own_masks_and_no_other(tiny, tiny_plan, pictures):
+    rng = np.random.default_rng(3)
+    scores = [
+        ScoreSet({group.name: rng.random(group.units) for group in tiny_plan.groups})
+        for _ in range(3)
+    ]
+    own = NestedMasks(tiny_plan, SHORT.ratios, scores)
+    masks = [own.draw(ratio, rng) for ratio in SHORT.ratios]
+    digests = []
+    for config, given in (
+        (SHORT, ()),
+        (dataclasses.replace(SHORT, order="varied", given_share=1.0), masks),
+        (dataclasses.replace(SHORT, order="varied"), ()),
+    ):
+        base = copy.deepcopy(tiny)
+        prepare(base, tiny_plan, *pictures, config, seed=1, masks=given, scores=scores)
+        digests.append(state_digest(base.state_dict()))
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_masks_beside_a_nested_order_are_refused(tiny, tiny_plan, pictures):
+    with pytest.raises(TrainingError, match='use order="varied"'):
+        prepare(tiny, tiny_plan, *pictures, SHORT, seed=1, masks=[Mask.full(tiny_plan)])
 
 
 def test_all_but_the_head_is_trained_and_modes_stay(tiny, tiny_plan, pictures):
@@ -78,6 +109,7 @@ def test_masks_learn_what_the_original_says(tiny, tiny_plan, pictures):
         batch_size=24,
         learning_rate=0.05,
         ratios=(0.5,),
+        order="varied",
         fresh_masks=0,
         whole_every=0,
         given_share=1.0,
@@ -175,6 +207,7 @@ def test_a_loss_that_is_not_finite_is_named(tiny, tiny_plan, pictures):
         ({"noise": float("nan")}, "noise"),
         ({"feature_weight": 0, "logit_weight": 0}, "nothing to learn"),
         ({"temperature": 0}, "temperature"),
+        ({"order": "any"}, "use nested, varied"),
         ({"distance": "far"}, "use squared, direction"),
         ({"learning_rate": 0}, "learning_rate"),
         ({"momentum": 1}, "momentum"),
