@@ -112,8 +112,8 @@ def levelled(rows: NDArray[Any], sizes: Sequence[int]) -> NDArray[np.float64]:
 
     Arguments as in :func:`loudness`.
     """
-    scale = loudness(rows, sizes)
-    return np.divide(rows, scale, out=scale)
+    made: NDArray[np.float64] = rows / loudness(rows, sizes)
+    return made
 
 
 def _units(count: int | None) -> str:
