@@ -1,39 +1,72 @@
-"""An index of the entries that were there at some moment."""
+"""An index of some of the entries, as if there were no others."""
+
+import dataclasses
 
 import numpy as np
 import pytest
 
 from fedsprig.errors import LibraryError, PlanError, SketchError
 from fedsprig.masks import ScoreSet
-from fedsprig.tasks import TaskSketch
+from fedsprig.tasks import SIMILARITIES, Evidence, TaskSketch
 from fedsprig.tasks.similarity.index import SketchIndex
 
 
-@pytest.mark.parametrize("count", [0, 1, 3, 5, 9])
-def test_the_first_entries_are_what_was_indexed_then(count):
+NAMES = [f"task-{number}" for number in range(5)]
+
+
+def drawn() -> list[TaskSketch]:
     rng = np.random.default_rng(0)
-    names = [f"task-{number}" for number in range(5)]
-    sketches = [
+    return [
         TaskSketch(
             probe="0" * 64,
             prototypes=rng.normal(size=(2 + number, 4)).astype(np.float32),
             counts=np.ones(2 + number, np.int64),
             classes=("",) * (2 + number),
-            fingerprint=rng.random(5 if number % 2 else 0, np.float32),
+            fingerprint=rng.random(5 if number else 0, np.float32),
             groups=(3, 2) if number == 3 else (),
             spread=float(number),
         )
         for number in range(5)
     ]
-    then = SketchIndex.build(names[:count], sketches[:count])
-    first = SketchIndex.build(names, sketches).first(count)
-    assert first.names == then.names
+
+
+@pytest.mark.parametrize("positions", [[], [0], [0, 1, 2], [4, 1, 3], [3, 2, 4, 0, 1]])
+def test_some_entries_are_what_a_library_of_them_alone_would_be(positions):
+    sketches = drawn()
+    then = SketchIndex.build([NAMES[at] for at in positions], [sketches[at] for at in positions])
+    subset = SketchIndex.build(NAMES, sketches).subset(np.array(positions, np.int64))
+    assert subset.names == then.names
     for field in ("prototypes", "starts", "centre", "means", "spreads"):
-        assert np.array_equal(getattr(first, field), getattr(then, field))
+        assert np.array_equal(getattr(subset, field), getattr(then, field))
     width = then.fingerprints.shape[1]
-    assert width == (5 if count > 1 else 0)
-    assert np.array_equal(first.fingerprints[:, :width], then.fingerprints)
-    assert not first.fingerprints[:, width:].any()
+    assert width == (5 if set(positions) - {0} else 0)
+    assert np.array_equal(subset.fingerprints[:, :width], then.fingerprints)
+    assert not subset.fingerprints[:, width:].any()
+
+
+@pytest.mark.parametrize("name", ["prototypes", "transport", "fingerprints"])
+def test_no_similarity_with_some_entries_knows_the_others(name):
+    sketches, positions = drawn(), np.array([3, 0, 1])
+    then = SketchIndex.build([NAMES[at] for at in positions], [sketches[at] for at in positions])
+    whole = SketchIndex.build(NAMES, sketches)
+    query = dataclasses.replace(sketches[2], fingerprint=np.arange(5, dtype=np.float32))
+    compare = SIMILARITIES[name].compare
+    found = compare(Evidence(query), whole.subset(positions))
+    np.testing.assert_array_equal(found, compare(Evidence(query), then))
+    assert not np.allclose(found, compare(Evidence(query), whole, positions))
+
+
+def test_a_subset_has_no_entry_twice():
+    index = SketchIndex.build(NAMES, drawn())
+    with pytest.raises(SketchError, match="each entry once"):
+        index.subset(np.array([1, 1]))
+
+
+@pytest.mark.parametrize("count", [-1, 0, 1, 3, 5, 9])
+def test_the_first_entries_are_what_was_indexed_then(count):
+    index = SketchIndex.build(NAMES, drawn())
+    assert index.first(count).names == tuple(NAMES[: max(count, 0)])
+    assert (index.first(count) is index) == (count >= 5)
 
 
 def test_scores_go_with_their_entries_and_are_given_again_for_new_ones():
@@ -50,7 +83,7 @@ def test_scores_go_with_their_entries_and_are_given_again_for_new_ones():
     assert index.scores is None
     assert scored.layout == sets[0].layout
     assert np.array_equal(scored.scores, [item.normalised().flat for item in sets])
-    assert np.array_equal(scored.first(2).scores, scored.scores[:2])
+    assert np.array_equal(scored.subset(np.array([2, 0])).scores, scored.scores[[2, 0]])
     assert scored.extended(["w"], [one()]).scores is None
     assert scored.positions(["z", "x"]).tolist() == [2, 0]
     with pytest.raises(LibraryError, match="no entry 'w'"):

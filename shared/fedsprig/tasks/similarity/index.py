@@ -145,24 +145,35 @@ class SketchIndex:
 
     def first(self, count: int) -> SketchIndex:
         """The index of the first ``count`` entries; itself when it has no more."""
-        if count >= len(self):
-            return self
-        if count <= 0:
+        return self if count >= len(self) else self.subset(np.arange(max(count, 0)))
+
+    def subset(self, positions: NDArray[np.int64]) -> SketchIndex:
+        """The index that a library of these entries alone would have: its centre knows no other.
+
+        Args:
+            positions: int64, none twice; the entries come in this order.
+
+        Raises:
+            SketchError: A position twice.
+        """
+        if len(np.unique(positions)) < len(positions):
+            raise SketchError("a subset of an index has each entry once: drop what is there twice")
+        if not len(positions):
             return SketchIndex.build((), ())
-        starts = self.starts[: count + 1]
-        prototypes = self.prototypes[: starts[-1]]
+        prototypes, begins = self.rows_of(positions)
+        starts = np.append(begins, len(prototypes)).astype(np.int64)
         centre, means = _means(prototypes, starts)
         return SketchIndex(
-            names=self.names[:count],
+            names=tuple(self.names[at] for at in positions),
             probe=self.probe,
             prototypes=prototypes,
             starts=starts,
             centre=centre,
             means=means,
-            spreads=self.spreads[:count],
-            fingerprints=self.fingerprints[:count],
+            spreads=self.spreads[positions],
+            fingerprints=self.fingerprints[positions],
             groups=self.groups,
-            scores=None if self.scores is None else self.scores[:count],
+            scores=None if self.scores is None else self.scores[positions],
             layout=self.layout,
         )
 
