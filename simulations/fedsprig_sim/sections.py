@@ -275,6 +275,8 @@ class StartSection(Section):
     pictures of the library's tasks, before it sends it; 0: it is sent as it was cut."""
     batch_size: Annotated[int, Field(ge=2)] = 64
     learning_rate: Annotated[float, Field(gt=0)] = 0.02
+    distance: Literal["squared", "direction"] = "squared"
+    """Between features and the base's: squared, or by their direction alone."""
 
 
 class PruningSection(Section):

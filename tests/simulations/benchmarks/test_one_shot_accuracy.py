@@ -1,5 +1,6 @@
 """The study of one-shot networks: what it asks, measures once and concludes."""
 
+import copy
 import json
 import math
 from dataclasses import replace
@@ -10,13 +11,15 @@ import pytest
 
 from fedsprig.cli import run as command
 from fedsprig.errors import DataError, ScenarioError, UnknownNameError
-from fedsprig.masks import Mask, plan_macs, plan_parameters
+from fedsprig.graph import materialize
+from fedsprig.masks import Budget, Mask, plan_macs, plan_parameters, solve
+from fedsprig.scoring import score
 from fedsprig_server.library_build import BuildConfig
 from fedsprig_sim.benchmarks import one_shot_accuracy as study
 from fedsprig_sim.benchmarks.one_shot_accuracy.arms import ARMS
 from fedsprig_sim.benchmarks.one_shot_accuracy.masks import MASKS
 from fedsprig_sim.benchmarks.one_shot_accuracy.side import Known, Side
-from fedsprig_sim.benchmarks.one_shot_accuracy.summary import difference, summarise
+from fedsprig_sim.benchmarks.one_shot_accuracy.summary import Pair, difference, summarise
 from fedsprig_sim.benchmarks.one_shot_accuracy.tasks import Tasks
 from fedsprig_sim.benchmarks.one_shot_accuracy.trial import LocalSettings, measure
 from fedsprig_sim.scenario import Scenario
@@ -100,11 +103,12 @@ def test_what_trains_is_not_tested_and_fewer_pictures_are_some_of_more(tasks):
         assert np.array_equal(task.test.images, less.test.images)
 
 
-def test_a_validation_task_is_helped_by_all_entries_but_its_own(tasks, side):
+def test_a_validation_task_is_helped_by_no_entry_that_knows_one_of_its_classes(tasks, side):
     (task,) = tasks.drawn(0, "validation", each=6)
     shown = [side.entries[at].name for at in Known(side, task).shown()]
-    assert task.hidden == "low"
-    assert sorted(shown) == ["high", "mixed"]
+    assert task.train.classes == ("0", "2")
+    assert task.hidden == {"low", "mixed"}
+    assert shown == ["high"]
 
 
 def test_smaller_libraries_are_parts_of_larger_ones(tasks, side):
@@ -138,10 +142,6 @@ def test_a_case_keeps_its_budget_and_is_looked_at_when_it_should_be(tasks, side)
     found = measure(ARMS["ridge"], known, LOCAL)
     assert found["accuracy"].keys() == {"0", "3"}
     assert found["macs"] <= 0.25
-    # Forward alone: the probe's share of the base's multiply-accumulates, for each picture.
-    probe = side.probe
-    share = plan_macs(probe.plan, probe.mask) / plan_macs(probe.plan, Mask.full(probe.plan))
-    assert found["compute_before"] == pytest.approx(12 * share)
     assert found["compute_training"] == pytest.approx(3 * 4 * 3 * found["macs"])
 
 
@@ -152,22 +152,55 @@ def test_a_limit_of_bytes_takes_the_place_of_the_macs(tasks, side):
     assert 0.25 < measure(ARMS["mean"], known, local)["parameters"] <= 1 / 3
 
 
-def test_healing_changes_what_is_cut_and_not_the_base(tasks, side):
+def test_healing_trains_the_cut_network_and_not_the_base(tasks, side):
+    base, plan = side.base.module, side.base.plan
+    before = {name: value.clone() for name, value in base.state_dict().items()}
+    mask = solve(score("magnitude", base, plan), plan, Budget.fraction(plan, macs=0.3))
+    cut, healed = (materialize(copy.deepcopy(base), plan, mask) for _ in range(2))
+    side.heal(healed, mask, seed=0)
+    moved = [
+        not one.equal(other)
+        for one, other in zip(cut.parameters(), healed.parameters(), strict=True)
+        if one.ndim > 1
+    ]
+    assert sum(moved) == len(moved) - 1  # all but the classifier, which is not asked
+    assert all(value.equal(before[name]) for name, value in base.state_dict().items())
+
+
+def test_a_healed_arm_is_another_network_of_the_same_mask(tasks, side):
     known = Known(side, tasks.drawn(0, "test", each=6)[0])
-    before = {name: value.clone() for name, value in side.base.module.state_dict().items()}
-    healed, plain = (measure(ARMS[name], known, LOCAL) for name in ("healed", "ridge"))
+    healed, plain = (measure(ARMS[name], known, LOCAL) for name in ("healed", "mean"))
     assert healed["mask"] == plain["mask"]
-    after = side.base.module.state_dict()
-    assert all(value.equal(before[name]) for name, value in after.items())
+    assert healed["accuracy"] != plain["accuracy"]
+
+
+@pytest.mark.parametrize(
+    ("name", "probed", "whole", "gradients"),
+    [
+        ("random", 0, 0, 0),
+        ("ridge", 1, 0, 0),
+        ("own attention", 0, 3, 0),
+        ("own taylor", 0, 2, 12),
+        ("ridge + one batch", 1, 2, 12),
+    ],
+)
+def test_what_a_device_computes_before_it_trains(tasks, side, name, probed, whole, gradients):
+    known = Known(side, tasks.drawn(0, "test", each=6)[0])
+    probe = side.probe
+    share = plan_macs(probe.plan, probe.mask) / plan_macs(probe.plan, Mask.full(probe.plan))
+    found = measure(ARMS[name], known, replace(LOCAL, steps=0))
+    assert found["compute_before"] == pytest.approx(12 * (probed * share + whole) + 3 * gradients)
 
 
 def test_the_iterative_rival_ends_within_the_budget_and_counts_its_trainings(tasks, side):
     known = Known(side, tasks.drawn(0, "test", each=6)[0])
     found = measure(ARMS["iterative"], known, LOCAL)
     assert found["macs"] <= 0.25
-    # The whole base once, then ever smaller ones: three once and the last four times.
-    least = 1 + 0.25 * 7 * 0.8
-    assert least < found["compute_training"] / (3 * 4 * 3) < 1 + 3 + 4 * 0.25
+    # The whole base once, three ever smaller ones, and eight times the last one.
+    on_the_way = sum(0.25 ** (cut / 4) for cut in (1, 2, 3))
+    whole = 1 + on_the_way + 8 * 0.25
+    assert 0.9 * whole < found["compute_training"] / (3 * 4 * 3) <= whole
+    assert 0.9 * (1 + on_the_way) < found["compute_before"] / (3 * 12) <= 1 + on_the_way
 
 
 def test_nothing_is_measured_twice(tmp_path):
@@ -190,23 +223,34 @@ def test_what_needs_a_prepared_base_says_so_before_anything_is_measured(tmp_path
     assert not list(tmp_path.glob("case-*.json"))
 
 
+def _pairs(**accuracies):
+    return {name: Pair(value, f"classes of {name}") for name, value in accuracies.items()}
+
+
 def test_differences_are_paired_by_task_and_seed():
-    own = {"a@0": 0.7, "b@0": 0.5, "c@0": 0.9}
-    other = {"a@0": 0.6, "b@0": 0.5, "d@0": 0.1}
-    found = difference(own, other)
-    assert found.pairs == 2
+    found = difference(_pairs(a=0.7, b=0.5, c=0.9), _pairs(a=0.6, b=0.5, d=0.1))
+    assert (found.pairs, found.sets) == (2, 2)
     assert found.mean == pytest.approx(0.05)
     assert found.error == pytest.approx(math.sqrt(2 * 0.05**2) / math.sqrt(2))
     assert found.better == 0.75  # one ahead, one equal
-    assert difference(own, {"d@0": 0.1}) is None
+    assert difference(_pairs(a=0.7), _pairs(d=0.1)) is None
+
+
+def test_tasks_of_the_same_classes_count_once_in_the_error():
+    own = {"a@0": Pair(0.7, "x"), "a@1": Pair(0.9, "x"), "b@0": Pair(0.5, "y")}
+    other = dict.fromkeys(own, Pair(0.5, ""))
+    found = difference(own, other)
+    assert (found.pairs, found.sets) == (3, 2)
+    assert found.mean == pytest.approx(0.2)
+    # Sets at 0.3 and 0: standard deviation 0.3 / sqrt(2), over sqrt(2).
+    assert found.error == pytest.approx(0.15)
 
 
 def test_the_sign_test_knows_the_exact_share_of_sign_patterns():
     # Four equal differences: of 16 patterns two have a sum as large, all plus and all minus.
-    found = difference(dict.fromkeys("abcd", 0.1), dict.fromkeys("abcd", 0.0))
+    found = difference(_pairs(a=0.1, b=0.1, c=0.1, d=0.1), _pairs(a=0, b=0, c=0, d=0))
     assert found.p == pytest.approx(2 / 16, abs=0.01)
-    balanced = difference({"a": 0.1, "b": -0.1}, {"a": 0.0, "b": 0.0})
-    assert balanced.p == 1.0
+    assert difference(_pairs(a=0.1, b=-0.1), _pairs(a=0, b=0)).p == 1.0
 
 
 def test_the_summary_counts_every_pair_once():
@@ -215,6 +259,8 @@ def test_the_summary_counts_every_pair_once():
             "arm": arm,
             "task": task,
             "seed": 0,
+            "domain": "digits",
+            "classes": [task],
             "accuracy": {"0": start, "3": end},
             "macs": 0.2,
             "compute_before": 4.0,

@@ -22,7 +22,7 @@ from fedsprig_sim.benchmarks.kept import once
 from fedsprig_sim.benchmarks.machine import machine
 from fedsprig_sim.benchmarks.one_shot_accuracy.arms import ARMS, Arm
 from fedsprig_sim.benchmarks.one_shot_accuracy.figure import figure
-from fedsprig_sim.benchmarks.one_shot_accuracy.side import Known, Side
+from fedsprig_sim.benchmarks.one_shot_accuracy.side import HEALING, Known, Side
 from fedsprig_sim.benchmarks.one_shot_accuracy.summary import summarise
 from fedsprig_sim.benchmarks.one_shot_accuracy.summary import table as _table
 from fedsprig_sim.benchmarks.one_shot_accuracy.tasks import NewTask, Split, Tasks
@@ -115,7 +115,7 @@ def run(
         options: The study.
         arms: Names in ``ARMS``.
         seeds: Draws of new tasks and their pictures.
-        tasks: The first so many of every draw, spread over the domains; all by default.
+        tasks: So many of every draw, at even distances; all by default.
         threads: Of torch; all by default.
         progress: Told of every case.
 
@@ -158,13 +158,21 @@ def run(
     }
 
 
+PROTOCOL: Final = 2
+"""Of how a case is measured; another number with every change of that."""
+
+
 def _case(folder: Path, arm: Arm, known: Known, options: Options) -> dict[str, Any]:
-    """From disk where it is there; the key holds all that the figures depend on."""
+    """From disk where it is there; the key holds all that the figures depend on.
+
+    The definitions of score masks, which are code, are under ``PROTOCOL`` too.
+    """
     side, task = known.side, known.task
-    parts = [asdict(arm), asdict(options.local), task.key, task.hidden, side.base.digest]
-    key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode())
+    settings = [asdict(arm), asdict(options.local), asdict(HEALING), PROTOCOL]
+    names = [task.key, sorted(task.hidden), side.base.digest, side.probe_digest]
+    key = hashlib.sha256(json.dumps([settings, names], sort_keys=True).encode())
     for entry in side.entries:
-        key.update(entry.scores.encode())
+        key.update(f"{entry.scores} {entry.sketch}".encode())
     for pictures in (task.train, task.test):
         key.update(pictures.images.tobytes() + pictures.labels.tobytes())
     path = folder / f"case-{key.hexdigest()[:24]}.json"
@@ -172,7 +180,7 @@ def _case(folder: Path, arm: Arm, known: Known, options: Options) -> dict[str, A
 
 
 def spread(tasks: Sequence[NewTask], count: int | None) -> list[NewTask]:
-    """``count`` of the tasks at even distances, so that all domains are among them."""
+    """``count`` of the tasks at even distances; all where there are no more."""
     if count is None or count >= len(tasks):
         return list(tasks)
     return [tasks[round(at * len(tasks) / count)] for at in range(count)]

@@ -35,12 +35,12 @@ def _masks_alone() -> tuple[Arm, ...]:
 
 _LIST: Final = (
     *_masks_alone(),
-    Arm(name="prepared", mask="ridge", base="prepared"),
-    Arm(name="prepared, mean", mask="mean", base="prepared"),
+    Arm(name="prepared", mask="mean", base="prepared"),
+    Arm(name="prepared, ridge", mask="ridge", base="prepared"),
     Arm(name="prepared, own taylor", mask="own taylor", base="prepared"),
     Arm(name="prepared, random", mask="random", base="prepared"),
-    Arm(name="healed", mask="ridge", healed=True),
-    Arm(name="whole start", mask="ridge", base="prepared", healed=True),
+    Arm(name="healed", mask="mean", healed=True),
+    Arm(name="whole start", mask="mean", base="prepared", healed=True),
     Arm(name="uncut", mask=None),
     Arm(name="uncut, prepared", mask=None, base="prepared"),
     Arm(name="iterative", mask="own taylor", iterative=True),

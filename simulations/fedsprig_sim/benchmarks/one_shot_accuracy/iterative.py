@@ -1,4 +1,9 @@
-"""The rival that computes twenty times as much: the device prunes for itself, cut by cut."""
+"""The rival that computes far more: the device prunes for itself, cut by cut.
+
+The whole base trains once, every network on the way once and the last one ``FINAL`` times. At a
+quarter of the multiply-accumulates that is 18 times the training of a one-shot network, at a tenth
+29 times; the scores that it cuts by come on top.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +21,7 @@ from fedsprig_sim.benchmarks.one_shot_accuracy.side import SCORING_BATCH, Known
 
 CUTS: Final = 4
 """From the whole base to the budget, each by the same factor."""
-FINAL: Final = 4
+FINAL: Final = 8
 """Trainings after the last cut, where there is one after each of the others."""
 
 Train = Callable[[nn.Module, str], None]
@@ -25,7 +30,7 @@ Train = Callable[[nn.Module, str], None]
 
 def pruned(
     known: Known, budget: Callable[[GroupPlan], Budget], train: Train
-) -> tuple[nn.Module, Mask, float]:
+) -> tuple[nn.Module, Mask, float, float]:
     """The network that Taylor pruning on the device leaves, all weights trained all along.
 
     Args:
@@ -34,17 +39,18 @@ def pruned(
         train: Of every part.
 
     Returns:
-        The network, its mask, and the trainings' length in multiply-accumulates: one training of
-        the whole base is 1.
+        The network; its mask; the trainings, where one of the whole base is 1; and the scorings,
+        where one of the whole base is 1.
     """
     images, labels = known.tensors
     network = known.whole().requires_grad_(True)
     plan = known.side.base.plan.with_num_classes(len(known.task.train.classes))
     whole = plan_macs(plan, Mask.full(plan))
     train(network, "whole")
-    mask, trained = Mask.full(plan), 1.0
+    mask, trained, scored = Mask.full(plan), 1.0, 0.0
     for cut in range(1, CUTS + 1):
         small = shrink_plan(plan, mask)
+        scored += plan_macs(plan, mask) / whole
         scores = score("taylor", network, small, labelled_batches(images, labels, SCORING_BATCH))
         inner = solve(scores, small, _on_the_way(budget(plan), plan, cut / CUTS))
         network = materialize(network, small, inner).requires_grad_(True)
@@ -53,7 +59,7 @@ def pruned(
         for part in range(FINAL if cut == CUTS else 1):
             train(network, f"{cut} {part}")
             trained += plan_macs(plan, mask) / whole
-    return network, mask, trained
+    return network, mask, trained, scored
 
 
 def _on_the_way(budget: Budget, plan: GroupPlan, part: float) -> Budget:

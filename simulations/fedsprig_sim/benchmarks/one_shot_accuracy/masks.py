@@ -26,14 +26,16 @@ class ScoreMask:
     Attributes:
         name: In tables and options.
         scores: For a task.
-        forward: Passes of the device's pictures through the probe.
+        probed: Passes of the device's pictures through the probe.
+        whole: Passes of them through the whole base, forward alone: statistics, class means.
         gradients: Pictures that the device runs forward and back through the whole base; ``ALL``
             that it has.
     """
 
     name: str
     scores: Scores
-    forward: int = 1
+    probed: int = 1
+    whole: int = 0
     gradients: int = 0
 
 
@@ -108,27 +110,46 @@ def _half_attention(known: Known) -> ScoreSet:
     return score_mask(known.sketch, near, method="ridge", own=own, own_weight=0.5)
 
 
+_STARTED: Final = 2
+"""Passes through the base before it can score: one for statistics, one for class means."""
 _LIST: Final = (
-    ScoreMask("random", _random, forward=0),
-    ScoreMask("magnitude", _magnitude, forward=0),
-    ScoreMask("mean", library("mean"), forward=0),
+    ScoreMask("random", _random, probed=0),
+    ScoreMask("magnitude", _magnitude, probed=0),
+    ScoreMask("mean", library("mean"), probed=0),
     ScoreMask("farthest five", _farthest),
     ScoreMask("nearest", library("nearest")),
     ScoreMask("weighted", library("weighted")),
     ScoreMask("weighted, sharper", library("weighted", temperature=0.25)),
     ScoreMask("weighted, fingerprints", library("weighted", "fingerprints")),
-    ScoreMask("weighted, leep", library("weighted", "leep"), forward=2),
+    ScoreMask("weighted, transport", library("weighted", "transport")),
+    ScoreMask("weighted, leep", library("weighted", "leep")),
+    ScoreMask("weighted, h-score", library("weighted", "h_score")),
     ScoreMask(
-        "weighted, first scores", library("weighted", "first_scores"), gradients=SCORING_BATCH
+        "weighted, first scores",
+        library("weighted", "first_scores"),
+        whole=_STARTED,
+        gradients=SCORING_BATCH,
     ),
     ScoreMask("votes", library("votes")),
+    ScoreMask("importance votes", library("importance_votes")),
     ScoreMask("ridge", library("ridge")),
-    ScoreMask("own taylor", _own("taylor"), forward=0, gradients=ALL),
-    ScoreMask("own taylor, one batch", _own("taylor", SCORING_BATCH), 0, SCORING_BATCH),
-    ScoreMask("own attention", _own("attention")),
-    ScoreMask("ridge + own taylor", _with_own("ridge", "taylor"), gradients=ALL),
-    ScoreMask("ridge + one batch", _with_own("ridge", "taylor", SCORING_BATCH), 1, SCORING_BATCH),
-    ScoreMask("ridge + attention", _half_attention, forward=2),
+    ScoreMask("own taylor", _own("taylor"), probed=0, whole=_STARTED, gradients=ALL),
+    ScoreMask(
+        "own taylor, one batch",
+        _own("taylor", SCORING_BATCH),
+        probed=0,
+        whole=_STARTED,
+        gradients=SCORING_BATCH,
+    ),
+    ScoreMask("own attention", _own("attention"), probed=0, whole=1 + _STARTED),
+    ScoreMask("ridge + own taylor", _with_own("ridge", "taylor"), whole=_STARTED, gradients=ALL),
+    ScoreMask(
+        "ridge + one batch",
+        _with_own("ridge", "taylor", SCORING_BATCH),
+        whole=_STARTED,
+        gradients=SCORING_BATCH,
+    ),
+    ScoreMask("ridge + attention", _half_attention, whole=1 + _STARTED),
     *(
         ScoreMask(f"{method}, {count} entries", library(method, entries=count))
         for count in (5, 10, 20, 50)

@@ -202,7 +202,8 @@ class Known:
                 of a larger one.
         """
         names = [entry.name for entry in self.side.entries]
-        found = np.array([i for i, name in enumerate(names) if name != self.task.hidden], np.int64)
+        hidden = self.task.hidden
+        found = np.array([i for i, name in enumerate(names) if name not in hidden], np.int64)
         if entries is None:
             return found
         rng = np.random.default_rng(derive_seed(self.task.seed, "library", self.task.name))

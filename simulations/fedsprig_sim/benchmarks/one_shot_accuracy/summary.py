@@ -9,6 +9,7 @@ from statistics import mean, stdev
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 _FLIPS: Final = 20_000
 Cases = Sequence[Mapping[str, Any]]
@@ -16,44 +17,70 @@ Cases = Sequence[Mapping[str, Any]]
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One arm minus another, task by task.
+    """One arm minus another, over the pairs of task and seed that both have.
+
+    Tasks of the same classes are near repetitions of one another (other cameras, other pictures),
+    so that error and p are over sets of classes, each with the mean of its pairs.
 
     Attributes:
-        mean: In shares of 1.
-        error: Standard error of the mean over the pairs; ``None`` for one pair.
-        pairs: Tasks and seeds that both have.
+        mean: Over all pairs, in shares of 1.
+        error: Standard error of the mean over sets of classes; ``None`` for a single set.
+        pairs: Tasks and seeds.
+        sets: Sets of classes.
         better: Share of the pairs in which the arm is ahead; ties count half.
-        p: Two-sided, by flipping the signs of the differences at random.
+        p: Two-sided, by flipping the signs of the sets at random.
     """
 
     mean: float
     error: float | None
     pairs: int
+    sets: int
     better: float
     p: float | None
 
 
-def accuracies(cases: Cases, arm: str, steps: int) -> dict[str, float]:
-    """Task and seed -> accuracy of an arm after so many steps."""
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """An arm's accuracy on a task of a seed.
+
+    Attributes:
+        accuracy: In shares of 1.
+        classes: What names its set of classes.
+    """
+
+    accuracy: float
+    classes: str
+
+
+def accuracies(cases: Cases, arm: str, steps: int) -> dict[str, Pair]:
+    """Task and seed -> what an arm reached after so many steps."""
     return {
-        f"{case['task']}@{case['seed']}": case["accuracy"][str(steps)]
+        f"{case['task']}@{case['seed']}": Pair(
+            case["accuracy"][str(steps)], " ".join([case["domain"], *case["classes"]])
+        )
         for case in cases
         if case["arm"] == arm and str(steps) in case["accuracy"]
     }
 
 
-def difference(own: Mapping[str, float], other: Mapping[str, float]) -> Difference | None:
+def difference(own: Mapping[str, Pair], other: Mapping[str, Pair]) -> Difference | None:
     """Paired by task and seed; ``None`` where they share none."""
     shared = sorted(own.keys() & other.keys())
     if not shared:
         return None
-    values = np.array([own[key] - other[key] for key in shared])
+    values = np.array([own[key].accuracy - other[key].accuracy for key in shared])
+    sets: dict[str, list[float]] = {}
+    for key, value in zip(shared, values.tolist(), strict=True):
+        sets.setdefault(own[key].classes, []).append(value)
+    means = np.array([mean(found) for found in sets.values()])
     better = float((values > 0).mean() + (values == 0).mean() / 2)
-    error = stdev(values.tolist()) / math.sqrt(len(values)) if len(values) > 1 else None
-    return Difference(float(values.mean()), error, len(values), better, _sign_flip_p(values))
+    error = stdev(means.tolist()) / math.sqrt(len(means)) if len(means) > 1 else None
+    return Difference(
+        float(values.mean()), error, len(values), len(means), better, _sign_flip_p(means)
+    )
 
 
-def _sign_flip_p(values: np.ndarray) -> float | None:
+def _sign_flip_p(values: NDArray[np.float64]) -> float | None:
     """How often random signs give a mean as far from zero: no normal distribution is assumed."""
     if len(values) < 2:
         return None
@@ -76,7 +103,9 @@ def summarise(cases: Cases, looks: Sequence[int]) -> dict[str, Any]:
         found[arm] = {
             "pairs": len(own[looks[-1]]),
             "accuracy": {
-                str(steps): mean(values.values()) for steps, values in own.items() if values
+                str(steps): mean(pair.accuracy for pair in pairs.values())
+                for steps, pairs in own.items()
+                if pairs
             },
             "against": {
                 other: {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Literal
 
@@ -32,7 +32,7 @@ class NewTask:
         seed: Of the draw.
         train: The device's pictures.
         test: What is reported.
-        hidden: Name of the library entry that must not help, or nothing.
+        hidden: Names of the library entries that know a class of the task and must not help.
     """
 
     name: str
@@ -40,7 +40,7 @@ class NewTask:
     seed: int
     train: ImageSet
     test: ImageSet
-    hidden: str = ""
+    hidden: frozenset[str] = frozenset()
 
     @property
     def key(self) -> str:
@@ -69,8 +69,8 @@ class Tasks:
         }
         self._classes = {name: item.train.classes for name, item in self.pictures.items()}
         expansion = scenario.expand(self._classes)
-        self._check_disjoint(expansion.library, expansion.tasks)
         self._library_specs = expansion.library
+        self._check_disjoint(expansion.tasks)
         self.library: list[LibraryTask] = library_tasks(expansion, self.pictures, scenario)
 
     def drawn(self, seed: int, split: Split, *, each: int) -> list[NewTask]:
@@ -79,7 +79,8 @@ class Tasks:
         Args:
             seed: Of classes and pictures.
             split: ``"test"``: the scenario's new tasks. ``"validation"``: every third of the
-                library's own tasks with other pictures, while its entry is hidden.
+                library's own tasks, its pictures drawn anew, while all entries that know one of its
+                classes are hidden.
             each: Pictures a class on the device; at most what the scenario gives it.
 
         Raises:
@@ -90,17 +91,22 @@ class Tasks:
             raise DataError(f"{each} pictures a class: the scenario gives a device {most}")
         if split == "test":
             drawn = self._scenario.model_copy(update={"seed": self._scenario.seed + seed})
-            return [self._task(spec, seed, each) for spec in drawn.expand(self._classes).tasks]
+            specs = drawn.expand(self._classes).tasks
+            self._check_disjoint(specs)
+            return [self._task(spec, seed, each) for spec in specs]
         chosen = self._library_specs[::_VALIDATION_EVERY]
-        return [
-            replace(
-                self._task(
-                    replace(spec, seed=derive_seed(spec.seed, "validation", str(seed))), seed, each
-                ),
-                hidden=spec.name,
-            )
-            for spec in chosen
+        anew = [
+            replace(spec, seed=derive_seed(spec.seed, "validation", str(seed))) for spec in chosen
         ]
+        return [replace(self._task(spec, seed, each), hidden=self._knowing(spec)) for spec in anew]
+
+    def _knowing(self, spec: TaskSpec) -> frozenset[str]:
+        """Entries of the library that share a class with a task."""
+        return frozenset(
+            other.name
+            for other in self._library_specs
+            if other.data == spec.data and set(other.classes) & set(spec.classes)
+        )
 
     def _task(self, spec: TaskSpec, seed: int, each: int) -> NewTask:
         source = self.pictures[spec.data]
@@ -111,9 +117,9 @@ class Tasks:
         test = _some(spec, source.test, self._scenario.devices.test_images_per_class, "test")
         return NewTask(spec.name, spec.data, seed, train, test)
 
-    def _check_disjoint(self, library: tuple[TaskSpec, ...], new: tuple[TaskSpec, ...]) -> None:
+    def _check_disjoint(self, new: Sequence[TaskSpec]) -> None:
         """New tasks are of classes that the library has not seen: pictures are not told apart."""
-        seen = {(spec.data, label) for spec in library for label in spec.classes}
+        seen = {(spec.data, label) for spec in self._library_specs for label in spec.classes}
         for spec in new:
             for label in spec.classes:
                 if (spec.data, label) in seen:

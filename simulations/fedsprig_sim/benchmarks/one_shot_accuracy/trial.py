@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,7 +19,7 @@ from fedsprig.training.config import Augment, Optimiser, Schedule
 from fedsprig_server.library_build import set_class_mean_head
 from fedsprig_sim.benchmarks.one_shot_accuracy.arms import Arm
 from fedsprig_sim.benchmarks.one_shot_accuracy.iterative import pruned
-from fedsprig_sim.benchmarks.one_shot_accuracy.masks import MASKS
+from fedsprig_sim.benchmarks.one_shot_accuracy.masks import ALL, MASKS
 from fedsprig_sim.benchmarks.one_shot_accuracy.side import Known
 
 Trains = Literal["adapters", "weights"]
@@ -41,8 +39,6 @@ class LocalSettings:
         adapter_rate: Learning rate of adapters.
         weights_rate: Learning rate where all weights train.
         optimiser: As in ``TrainConfig``.
-        schedule: As in ``TrainConfig``, over all steps.
-        head_rate_scale: Factor of the head's learning rate.
         schedule: As in ``TrainConfig``, over all steps.
         head_rate_scale: Factor of the head's learning rate.
         rank: Of the adapters.
@@ -93,7 +89,6 @@ def measure(arm: Arm, known: Known, settings: LocalSettings) -> dict[str, Any]:
     side, task = known.side, known.task
     classes = len(task.train.classes)
     plan = side.base.plan.with_num_classes(classes)
-    started = time.perf_counter()
     if arm.iterative:
         return _iterative(arm, known, settings)
     if arm.mask is None:
@@ -101,15 +96,15 @@ def measure(arm: Arm, known: Known, settings: LocalSettings) -> dict[str, Any]:
     else:
         scores = MASKS[arm.mask].scores(known)
         mask = solve(scores, plan, settings.budget(plan))
-    searched = time.perf_counter() - started
     network = _cut(known, mask)
     if arm.healed:
         known.side.heal(network, mask, seed=derive_seed(task.seed, "healing", task.name))
     trains: Trains = "weights" if arm.mask is None else settings.trains
     accuracy = follow(network, known, mask, trains, settings)
-    searched_and = {"search_seconds": searched, "compute_before": _compute_before(arm, known)}
-    training = 3 * settings.batch_size * settings.steps * _share(plan, mask)
-    return _figures(arm, known, mask, accuracy) | searched_and | {"compute_training": training}
+    return _figures(arm, known, mask, accuracy) | {
+        "compute_before": _compute_before(arm, known),
+        "compute_training": 3 * settings.batch_size * settings.steps * _share(plan, mask),
+    }
 
 
 def _iterative(arm: Arm, known: Known, settings: LocalSettings) -> dict[str, Any]:
@@ -122,11 +117,11 @@ def _iterative(arm: Arm, known: Known, settings: LocalSettings) -> dict[str, Any
         fit(network, images, labels, training, seed=seed, head=base.card.head)
         recalibrate(network, images)
 
-    network, mask, trained = pruned(known, settings.budget, train)
+    network, mask, trained, scored = pruned(known, settings.budget, train)
     test = to_tensor(task.test.images, base.card), torch.from_numpy(task.test.labels)
     accuracy = {str(settings.steps): evaluate(network, *test).accuracy}
     return _figures(arm, known, mask, accuracy) | {
-        "compute_before": 0.0,
+        "compute_before": 3 * scored * len(images),
         "compute_training": 3 * settings.batch_size * settings.steps * trained,
     }
 
@@ -138,6 +133,7 @@ def _figures(arm: Arm, known: Known, mask: Mask, accuracy: dict[str, float]) -> 
         "arm": arm.name,
         "task": task.name,
         "domain": task.domain,
+        "classes": sorted(task.train.classes),
         "seed": task.seed,
         "accuracy": accuracy,
         "macs": _share(plan, mask),
@@ -187,13 +183,7 @@ def _compute_before(arm: Arm, known: Known) -> float:
     """
     if arm.mask is None:
         return 0.0
-    item, pictures = MASKS[arm.mask], len(known.task.train)
-    probe = known.side.probe
-    whole = plan_macs(probe.plan, Mask.full(probe.plan))
-    gradients = pictures if item.gradients < 0 else min(item.gradients, pictures)
-    return item.forward * pictures * plan_macs(probe.plan, probe.mask) / whole + 3 * gradients
-
-
-def points(figures: Mapping[str, Any]) -> dict[int, float]:
-    """Steps done -> accuracy."""
-    return {int(steps): value for steps, value in figures["accuracy"].items()}
+    item, pictures, probe = MASKS[arm.mask], len(known.task.train), known.side.probe
+    small = plan_macs(probe.plan, probe.mask) / plan_macs(probe.plan, Mask.full(probe.plan))
+    gradients = pictures if item.gradients == ALL else min(item.gradients, pictures)
+    return (item.probed * small + item.whole) * pictures + 3 * gradients
