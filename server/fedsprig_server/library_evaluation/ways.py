@@ -77,12 +77,10 @@ def similarities(subject: Subject, progress: Progress) -> Similarities:
     found = {
         method.name: np.full((len(subject.rows), len(subject.names)), np.nan) for method in methods
     }
+    whole = SketchIndex.build(subject.names, subject.sketches)
     for row, entry in enumerate(subject.rows):
         others = subject.others(entry)
-        index = SketchIndex.build(
-            [subject.names[other] for other in others],
-            [subject.sketches[other] for other in others],
-        )
+        index = whole.subset(others)
         evidence = Evidence(subject.sketches[entry])
         for method in methods:
             found[method.name][row, others] = method.compare(evidence, index)

@@ -10,7 +10,6 @@ from fedsprig.masks import ScoreSet
 from fedsprig.tasks import SIMILARITIES, Evidence, TaskSketch
 from fedsprig.tasks.similarity.index import SketchIndex
 
-
 NAMES = [f"task-{number}" for number in range(5)]
 
 
