@@ -132,7 +132,7 @@ class TaskSketch:
         Class ``c`` of the result is the mean over the pictures of class ``c`` on all devices, so
         that the result equals a sketch made of all pictures at once. A class name that some devices
         keep private is taken from those that do not. The spread is the mean over pictures of the
-        devices' (each around its own class means), where all of them tell it.
+        devices that tell theirs (each around its own class means): one with a single class cannot.
 
         Raises:
             ProbeMismatchError: The sketches are of different probes.
@@ -161,7 +161,8 @@ class TaskSketch:
         for counts, share, item in zip(weights, shares, sketches, strict=True):
             sums += counts[:, None] * item.prototypes
             fingerprint += share * item.fingerprint
-        spreads = [item.spread for item in sketches]
+        spreads = np.array([item.spread for item in sketches])
+        told = shares * (spreads > 0)
         return cls(
             probe=first.probe,
             prototypes=(sums / np.maximum(totals, 1.0)[:, None]).astype(np.float32),
@@ -171,7 +172,7 @@ class TaskSketch:
             ),
             fingerprint=fingerprint.astype(np.float32),
             groups=first.groups,
-            spread=float(shares @ spreads) if all(spreads) else 0.0,
+            spread=float(told @ spreads / told.sum()) if told.any() else 0.0,
         )
 
 

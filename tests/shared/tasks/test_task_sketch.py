@@ -139,7 +139,9 @@ def test_merged_sketches_are_the_sketch_of_all_pictures(seed: int, devices: int)
 def test_the_spread_of_all_devices_is_the_mean_over_their_pictures() -> None:
     one, two = sketch(spread=2.0), sketch(spread=6.0, counts=np.array([7, 1, 1]))
     assert TaskSketch.merge([one, two]).spread == pytest.approx((3 * 2 + 9 * 6) / 12)
-    assert TaskSketch.merge([one, sketch()]).spread == 0
+    # A device with one class knows no spread; the others do.
+    assert TaskSketch.merge([one, sketch(), two]).spread == pytest.approx((3 * 2 + 9 * 6) / 12)
+    assert TaskSketch.merge([sketch(), sketch()]).spread == 0
     with pytest.raises(SketchError, match="describe all"):
         TaskSketch.merge([one, sketch(groups=(1, 1))])
 
