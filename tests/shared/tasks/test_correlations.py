@@ -112,7 +112,7 @@ def test_chunks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_cannot_be_compared_is_refused() -> None:
     index = index_of(np.ones((2, 9)))
-    for own in (sketch(), sketch(np.ones(4), (4,))):
+    for own in (sketch(), sketch(np.ones(4), ())):
         with pytest.raises(SketchError, match="units, the library's 9"):
             fingerprints(Evidence(own), index)
     with pytest.raises(SketchError, match="score a first batch"):
@@ -123,3 +123,19 @@ def test_what_cannot_be_compared_is_refused() -> None:
     other = index.with_scores([ScoreSet({"a": np.ones(5)})] * 2)
     with pytest.raises(PlanError):
         first_scores(Evidence(sketch(), scores=scores), other)
+
+
+def test_a_side_that_does_not_know_its_groups_takes_the_other_ones() -> None:
+    rng = np.random.default_rng(2)
+    rows, own = rng.uniform(0.5, 2, (4, 9)), rng.uniform(0.5, 2, 9)
+    expected = fingerprints(Evidence(sketch(own)), index_of(rows))
+    np.testing.assert_array_equal(fingerprints(Evidence(sketch(own, ())), index_of(rows)), expected)
+    np.testing.assert_array_equal(fingerprints(Evidence(sketch(own)), index_of(rows, ())), expected)
+
+
+@pytest.mark.parametrize("name", ["fingerprints", "prototypes"])
+def test_a_sketch_of_other_groups_is_refused_by_every_similarity(name: str) -> None:
+    index = index_of(np.ones((2, 9)))
+    other = Evidence(sketch(np.ones(9), (5, 1, 3)))
+    with pytest.raises(SketchError, match="other groups than the library's"):
+        SIMILARITIES[name].compare(other, index)

@@ -16,8 +16,8 @@ def fingerprints(
 ) -> NDArray[np.float64]:
     """Correlation of mean activations by unit, layer by layer.
 
-    See :func:`~fedsprig.tasks.similarity.correlation.group_correlation`. Where neither side knows
-    where the layers of a fingerprint begin, it counts as one layer.
+    See :func:`~fedsprig.tasks.similarity.correlation.group_correlation`. Where one side does not
+    know where the layers of a fingerprint begin, the other's count; where neither does, it is one.
 
     Args:
         evidence: The new task; its sketch must have a fingerprint.
@@ -29,7 +29,8 @@ def fingerprints(
 
     Raises:
         ProbeMismatchError: The task was described by another probe.
-        SketchError: The task has no fingerprint, or one of other units than the library's.
+        SketchError: The task has no fingerprint, or one of other units or groups than the
+            library's.
     """
     query, library = evidence.sketch, index.fingerprints
     index.check(query)
@@ -41,6 +42,6 @@ def fingerprints(
             f"the sketch's fingerprint has {query.fingerprint.size} units, the library's "
             f"{library.shape[1]}: describe the task again with the probe and its plan"
         )
-    sizes = query.groups or index.groups or (library.shape[1],)
+    sizes = index.groups or query.groups or (library.shape[1],)
     centre = group_centre(library[library.any(axis=1)], sizes)
     return np.where(rows.any(axis=1), group_correlation(query.fingerprint, rows, centre, sizes), 0)

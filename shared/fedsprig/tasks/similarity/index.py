@@ -186,7 +186,7 @@ class SketchIndex:
 
         Raises:
             ProbeMismatchError: It is of another probe.
-            SketchError: It has another number of features.
+            SketchError: It has another number of features, or other groups of units.
         """
         if not len(self):
             return
@@ -195,6 +195,12 @@ class SketchIndex:
             raise SketchError(
                 f"the sketch has {query.prototypes.shape[1]} features, the library "
                 f"{self.prototypes.shape[1]}: describe the task again with the server's probe"
+            )
+
+        if query.groups and self.groups and query.groups != self.groups:
+            raise SketchError(
+                "the sketch's units are in other groups than the library's: describe the task "
+                "again with the server's probe"
             )
 
     def positions(self, names: Sequence[str]) -> NDArray[np.int64]:
