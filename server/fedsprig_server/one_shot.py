@@ -94,7 +94,7 @@ def shared_out(
         hits, entries, shares, embeddings(index, places), strict=True
     ):
         scores = library.scores(entry, base.plan)
-        neighbour = Neighbour(hit.name, hit.similarity, scores, vector)
+        neighbour = Neighbour(hit.name, hit.similarity, scores, vector, index.groups)
         found.append((Found(hit.name, hit.similarity, float(share)), neighbour))
     return found
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedsprig.errors import LibraryError, UnknownNameError
+from fedsprig.errors import LibraryError, SketchError, UnknownNameError
 from fedsprig.masks import ScoreSet
 from fedsprig.tasks import (
     SCORE_MASKS,
@@ -74,6 +74,21 @@ def test_a_count_leaves_the_farther_ones_out() -> None:
     expected = score_mask(TASK, [NEAR[1], NEAR[2]], temperature=0.7)
     assert score_mask(TASK, NEAR, temperature=0.7, count=2) == expected
     assert score_mask(TASK, NEAR, count=1) == score_mask(TASK, NEAR, method="nearest")
+
+
+@pytest.mark.parametrize("method", [name for name in SCORE_MASKS if name != "nearest"])
+def test_every_way_hears_as_many_as_it_is_told(method: str) -> None:
+    expected = score_mask(TASK, [NEAR[1], NEAR[2]], method=method)
+    assert score_mask(TASK, NEAR, method=method, count=2) == expected
+    assert score_mask(TASK, NEAR, method=method, count=9).flat == pytest.approx(
+        score_mask(TASK, NEAR, method=method).flat
+    )
+
+
+def test_the_nearest_alone_hears_one() -> None:
+    assert score_mask(TASK, NEAR, method="nearest", count=1) == NEAR[1].scores.normalised()
+    with pytest.raises(LibraryError, match="count 2 with the nearest neighbour alone"):
+        score_mask(TASK, NEAR, method="nearest", count=2)
 
 
 def test_votes_are_weighted_and_scores_decide_between_equals() -> None:
@@ -162,3 +177,19 @@ def test_no_group_of_a_fingerprint_is_louder_than_another() -> None:
     np.testing.assert_allclose(
         embeddings(SketchIndex.build(["quiet"], [quiet]))[0], embedding(quiet), rtol=1e-6
     )
+
+
+def test_a_task_lies_in_the_space_of_its_library_whatever_its_own_sketch_knows() -> None:
+    new = replace(sketch([[1.0]], [0.3, 0.4, 7.0]), groups=(2, 1))
+    old = replace(new, groups=())
+    for library, query in ((new, old), (old, new), (old, old)):
+        index = SketchIndex.build(["entry"], [library])
+        made = embedding(query, index.groups)
+        np.testing.assert_array_equal(made, embeddings(index)[0])
+        near = [replace(item, embedding=made, groups=index.groups) for item in NEAR[:1]]
+        moved = replace(near[0], name="elsewhere", scores=NEAR[1].scores, embedding=made[::-1])
+        # The task is where the first entry is, so that it weighs as if it were that entry.
+        expected = score_mask(library, [*near, moved], method="ridge")
+        assert score_mask(query, [*near, moved], method="ridge") == expected
+    with pytest.raises(SketchError, match="3 units, the library's groups 4"):
+        embedding(old, (2, 2))

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from fedsprig.errors import LibraryError, PlanError
 from fedsprig.masks import ScoreSet
-from fedsprig.tasks import Neighbour, TaskSketch, score_mask
-from fedsprig.tasks.score_mask import shrunk, spread_of
+from fedsprig.tasks import SCORE_MASKS, Neighbour, TaskSketch, score_mask
+from fedsprig.tasks.score_mask import Settings, shrunk, spread_of
 from fedsprig.tasks.score_mask.shrinkage import LEAST, floored
 
 number = st.floats(-100, 100)
@@ -49,8 +49,9 @@ def test_the_spread_of_equal_weights_is_that_of_one_more_draw() -> None:
     values = np.array([[1.0], [2.0], [6.0]], np.float32)
     # Variance over n - 1 is 7; the mean of three adds a third of it.
     np.testing.assert_allclose(spread_of(values, np.full(3, 1 / 3)), [7 * 4 / 3])
-    # One neighbour alone says nothing about a spread, so all count.
-    np.testing.assert_allclose(spread_of(values, np.array([1.0, 0.0, 0.0])), [7 * 4 / 3])
+    # One neighbour alone says nothing about a spread, so all count; and two tasks differ by twice
+    # the variance.
+    np.testing.assert_allclose(spread_of(values, np.array([1.0, 0.0, 0.0])), [7 * 2])
     # By hand: mean 4, variance .5 * 4 + .5 * 4 = 4, over 1 - .5, times 1.5.
     np.testing.assert_allclose(spread_of(values[1:], np.array([0.5, 0.5])), [12.0])
 
@@ -126,13 +127,24 @@ def test_with_one_neighbour_the_pictures_decide() -> None:
     assert score_mask(TASK, NEAR[:1], own=OWN, own_error=scores(1, 1, 1, 1)) == expected
 
 
+@pytest.mark.parametrize(("method", "times"), [("mean", 4 / 3), ("nearest", 2), ("weighted", 2)])
+def test_how_far_tasks_lie_from_what_is_said_of_them(method: str, times: float) -> None:
+    # At this temperature the weighted scores are those of the nearest, and as uncertain.
+    prior = SCORE_MASKS[method](TASK, NEAR, Settings(temperature=0.01))
+    assert prior.spread is not None
+    variance = np.var([item.scores.normalised().flat for item in NEAR], axis=0, ddof=1)
+    np.testing.assert_allclose(prior.spread(), times * variance, rtol=1e-5)
+
+
 def test_what_does_not_fit_is_refused() -> None:
     error = scores(1, 1, 1, 1)
-    with pytest.raises(LibraryError, match="goes with own"):
+    with pytest.raises(LibraryError, match="go with own"):
         score_mask(TASK, NEAR, own_error=error)
-    with pytest.raises(LibraryError, match="goes with own"):
+    with pytest.raises(LibraryError, match="go with own"):
+        score_mask(TASK, NEAR, own_weight=0.5)
+    with pytest.raises(LibraryError, match="exclude each other"):
         score_mask(TASK, NEAR, own=OWN, own_weight=0.5, own_error=error)
-    with pytest.raises(LibraryError, match="votes are no scores"):
+    with pytest.raises(LibraryError, match="votes: nothing tells how far"):
         score_mask(TASK, NEAR, method="votes", own=OWN, own_error=error)
     with pytest.raises(PlanError):
         score_mask(TASK, NEAR, own=OWN, own_error=scores(1, 1))

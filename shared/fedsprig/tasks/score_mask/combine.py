@@ -14,12 +14,12 @@ from fedsprig.masks.layout import loudness
 from fedsprig.spelling import lookup
 from fedsprig.tasks.score_mask.mean import mean
 from fedsprig.tasks.score_mask.nearest import nearest
-from fedsprig.tasks.score_mask.neighbour import Neighbour, Settings, closest
-from fedsprig.tasks.score_mask.ridge import fitted, ridge
-from fedsprig.tasks.score_mask.shrinkage import floored, shrunk, spread_of
+from fedsprig.tasks.score_mask.neighbour import Neighbour, Settings
+from fedsprig.tasks.score_mask.prior import Prior
+from fedsprig.tasks.score_mask.ridge import ridge
+from fedsprig.tasks.score_mask.shrinkage import floored, shrunk
 from fedsprig.tasks.score_mask.votes import importance_votes, votes
 from fedsprig.tasks.score_mask.weighted import weighted
-from fedsprig.tasks.score_mask.weights import neighbour_weights, normalised_rows
 from fedsprig.tasks.task_sketch import TaskSketch
 
 if TYPE_CHECKING:
@@ -29,8 +29,8 @@ OWN_HALF: Final = 40.0
 """Pictures a class at which a device's own score counts as much as the library's: in the first
 trial the two were equally good at 40 a class, and the own score poor below about 10."""
 
-ScoreMask = Callable[[TaskSketch, Sequence[Neighbour], Settings], "ScoreSet"]
-"""A way from the neighbours of a task, at least one, to the scores of its units."""
+ScoreMask = Callable[[TaskSketch, Sequence[Neighbour], Settings], Prior]
+"""A way from the neighbours of a task, at least one, to what they say of its units."""
 
 SCORE_MASKS: Final[Mapping[str, ScoreMask]] = MappingProxyType(
     {
@@ -94,17 +94,22 @@ def score_mask(
         )
     if own_weight is not None and not 0 <= own_weight <= 1:
         raise LibraryError(f"own_weight {own_weight}: use a number from 0 to 1")
-    if own_error is not None and (own is None or own_weight is not None):
-        raise LibraryError("own_error goes with own, and without own_weight")
+    if own is None and (own_weight is not None or own_error is not None):
+        raise LibraryError("own_weight and own_error go with own: give the device's score too")
+    if own_error is not None and own_weight is not None:
+        raise LibraryError("own_weight and own_error exclude each other: give one of the two")
     if not neighbours and own is not None:
         return own.normalised()
-    library = way(sketch, neighbours, settings)
+    prior = way(sketch, neighbours, settings)
     if own is None:
-        return library
+        return prior.scores
     if own_error is not None and len(neighbours) > 1:
-        return _unit_by_unit(library, _spread(method, sketch, neighbours, settings), own, own_error)
+        if prior.spread is None:
+            raise LibraryError(f"{method}: nothing tells how far tasks differ; drop own_error")
+        return _unit_by_unit(prior.scores, prior.spread(), own, own_error)
     reliability = _reliability(sketch) if own_weight is None else own_weight
-    return weighted_sum([library.normalised(), own.normalised()], [1 - reliability, reliability])
+    parts = [prior.scores.normalised(), own.normalised()]
+    return weighted_sum(parts, [1 - reliability, reliability])
 
 
 def _unit_by_unit(
@@ -124,22 +129,6 @@ def _unit_by_unit(
         floored(np.square(error.flat / scale), layout.starts, layout.sizes),
     )
     return ScoreSet(layout.split(made.astype(np.float32)))
-
-
-def _spread(
-    method: str, sketch: TaskSketch, neighbours: Sequence[Neighbour], settings: Settings
-) -> NDArray[np.float64]:
-    """How far tasks lie from what this way says of them: a variance ``[units]``."""
-    if method == "ridge":
-        return fitted(sketch, neighbours)[0].spread()
-    if method not in ("weighted", "mean", "nearest"):
-        raise LibraryError(f"{method} are no scores, so own_error means nothing to them: drop it")
-    near = neighbours
-    shares = np.full(len(near), 1 / len(near))
-    if method == "weighted" and settings.count != 1:
-        near = closest(neighbours, settings.count)
-        shares = neighbour_weights([item.similarity for item in near], settings.temperature)
-    return spread_of(normalised_rows([item.scores for item in near]), shares)
 
 
 def _reliability(sketch: TaskSketch) -> float:

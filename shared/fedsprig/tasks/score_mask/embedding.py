@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsprig.errors import SketchError
 from fedsprig.masks.layout import levelled
 from fedsprig.tasks.task_sketch import TaskSketch
 
@@ -14,20 +15,34 @@ if TYPE_CHECKING:
     from fedsprig.tasks.similarity.index import SketchIndex
 
 
-def embedding(sketch: TaskSketch) -> NDArray[np.float32]:
+def embedding(sketch: TaskSketch, groups: tuple[int, ...] | None = None) -> NDArray[np.float32]:
     """The task mean (over the classes with pictures) of the prototypes, then the fingerprint.
 
     Every group of the fingerprint has a root mean square of 1, so that bright pictures are not a
     task of their own; where groups are not known, all units are one. Nothing is centred: that
     depends on the library, and :class:`Ridge` does it.
 
+    Args:
+        sketch: The task.
+        groups: Those of the index whose :func:`embeddings` this one is to lie among, empty where it
+            knows none; the sketch's own when not given.
+
     Returns:
         float32 ``[features + units]``; ``[features]`` for a sketch without a fingerprint.
+
+    Raises:
+        SketchError: A fingerprint of other units than the groups'.
     """
     mean = sketch.present.mean(axis=0, dtype=np.float64)
-    own = sketch.fingerprint
-    prints = levelled(own[None], sketch.groups or (own.size,))[0]
-    return np.concatenate([mean, prints]).astype(np.float32)
+    prints, groups = sketch.fingerprint, sketch.groups if groups is None else groups
+    if prints.size and sum(groups) not in (0, prints.size):
+        raise SketchError(
+            f"the sketch's fingerprint has {prints.size} units, the library's groups "
+            f"{sum(groups)}: describe the task again with the server's probe"
+        )
+    if prints.size:
+        prints = levelled(prints[None], groups or (prints.size,))[0].astype(np.float32)
+    return np.concatenate([mean.astype(np.float32), prints])
 
 
 def embeddings(index: SketchIndex, entries: NDArray[np.int64] | None = None) -> NDArray[np.float32]:

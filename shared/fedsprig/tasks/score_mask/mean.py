@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fedsprig.tasks.score_mask.neighbour import Neighbour, Settings
-from fedsprig.tasks.score_mask.weights import normalised_sum
+from fedsprig.tasks.score_mask.neighbour import Neighbour, Settings, closest
+from fedsprig.tasks.score_mask.prior import Prior, mixed
 from fedsprig.tasks.task_sketch import TaskSketch
 
-if TYPE_CHECKING:
-    from fedsprig.masks.scores import ScoreSet
 
-
-def mean(sketch: TaskSketch, neighbours: Sequence[Neighbour], settings: Settings) -> ScoreSet:
+def mean(sketch: TaskSketch, neighbours: Sequence[Neighbour], settings: Settings) -> Prior:
     """The mean of all neighbours' normalised scores: what every other way must beat."""
-    count = len(neighbours)
-    return normalised_sum([item.scores for item in neighbours], np.full(count, 1 / count))
+    near = closest(neighbours, settings.count)
+    shares = np.zeros(len(neighbours))
+    shares[near] = 1 / len(near)
+    return mixed(neighbours, shares)

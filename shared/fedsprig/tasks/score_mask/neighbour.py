@@ -24,12 +24,15 @@ class Neighbour:
         similarity: To the new task; greater is more alike.
         scores: Its score set, of any scale.
         embedding: See :func:`fedsprig.tasks.score_mask.embedding`; ``"ridge"`` needs it.
+        groups: Those of the index that the embedding is from; those of the new task's sketch when
+            not given.
     """
 
     name: str
     similarity: float
     scores: ScoreSet
     embedding: NDArray[np.float32] | None = None
+    groups: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +41,7 @@ class Settings:
 
     Attributes:
         temperature: How far those listen that weigh by similarity; see ``neighbour_weights``.
-        count: They take this many of the nearest neighbours; ``None``: all.
+        count: This many of the nearest neighbours are heard; ``None``: all.
         keep: Share of all units that a neighbour votes for.
 
     Raises:
@@ -57,14 +60,20 @@ class Settings:
             raise LibraryError(f"keep {self.keep}: use a share of units above 0, at most 1")
 
 
-def closest(neighbours: Sequence[Neighbour], count: int | None) -> Sequence[Neighbour]:
-    """The ``count`` most similar, best first and equal ones by name; all, as given, for ``None``.
+def closest(neighbours: Sequence[Neighbour], count: int | None) -> NDArray[np.int64]:
+    """Where the ``count`` most similar are, best first, equal ones by name; all for ``None``.
+
+    Returns:
+        int64 positions; for ``None`` in the order given, whatever their similarity.
 
     Raises:
-        LibraryError: A similarity that is not finite, or no neighbour.
+        LibraryError: A similarity that is not finite, where it decides.
     """
-    if not neighbours or not np.isfinite([item.similarity for item in neighbours]).all():
-        raise LibraryError("neighbours need one finite similarity each, and at least one neighbour")
     if count is None:
-        return neighbours
-    return sorted(neighbours, key=lambda item: (-item.similarity, item.name))[:count]
+        return np.arange(len(neighbours))
+    if not np.isfinite([item.similarity for item in neighbours]).all():
+        raise LibraryError("neighbours need one finite similarity each: compare them first")
+    order = sorted(
+        range(len(neighbours)), key=lambda at: (-neighbours[at].similarity, neighbours[at].name)
+    )
+    return np.array(order[:count], np.int64)

@@ -10,20 +10,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedsprig.errors import LibraryError
 from fedsprig.tasks.score_mask.embedding import embedding, placed, space_of
-from fedsprig.tasks.score_mask.neighbour import Neighbour, Settings
+from fedsprig.tasks.score_mask.neighbour import Neighbour, Settings, closest
+from fedsprig.tasks.score_mask.prior import Prior
 from fedsprig.tasks.score_mask.smoother import PENALTIES, Smoother
 from fedsprig.tasks.score_mask.weights import normalised_rows
 from fedsprig.tasks.task_sketch import TaskSketch
-
-if TYPE_CHECKING:
-    from fedsprig.masks.scores import ScoreSet
 
 Floats = NDArray[np.float64]
 
@@ -157,42 +155,34 @@ class Ridge:
         return (1 - share) * products[0] + share * products[1]
 
 
-def ridge(sketch: TaskSketch, neighbours: Sequence[Neighbour], settings: Settings) -> ScoreSet:
-    """What the library's tasks teach about tasks where this one lies; the similarity is not read.
+def ridge(sketch: TaskSketch, neighbours: Sequence[Neighbour], settings: Settings) -> Prior:
+    """What the library's tasks teach about tasks where this one lies.
+
+    Similarities are read only where a count says how many of the nearest teach.
 
     Raises:
         LibraryError: A neighbour without an embedding, or embeddings that do not fit the sketch.
     """
     from fedsprig.masks.scores import ScoreSet
 
-    predictor, values = fitted(sketch, neighbours)
-    vector = embedding(sketch)
-    if predictor.length == sketch.prototypes.shape[1]:  # the library has no fingerprints
-        vector = vector[: predictor.length]
-    weights = predictor.weights(vector)
-    layout = neighbours[0].scores.layout
-    return ScoreSet(layout.split((weights @ values).astype(np.float32)))
-
-
-def fitted(
-    sketch: TaskSketch, neighbours: Sequence[Neighbour]
-) -> tuple[Ridge, NDArray[np.float32]]:
-    """The predictor of these neighbours, and their normalised scores ``[n, units]``.
-
-    Raises:
-        LibraryError: As :func:`ridge`.
-    """
-    vectors = [item.embedding for item in neighbours if item.embedding is not None]
-    if len(vectors) != len(neighbours) or len({len(vector) for vector in vectors}) != 1:
+    near = [neighbours[at] for at in closest(neighbours, settings.count)]
+    vectors = [item.embedding for item in near if item.embedding is not None]
+    if len(vectors) != len(near) or len({len(vector) for vector in vectors}) != 1:
         raise LibraryError(
             "the learned mask needs embeddings of one length: give every neighbour its own"
         )
-    values = normalised_rows([item.scores for item in neighbours])
     features = sketch.prototypes.shape[1]
     stacked = np.stack(vectors)
     if not sketch.fingerprint.size:  # not known of the new task, so of no use here
         stacked = stacked[:, :features]
-    return Ridge(stacked, features, values), values
+    values = normalised_rows([item.scores for item in near])
+    predictor = Ridge(stacked, features, values)
+    vector = embedding(sketch, near[0].groups)
+    if predictor.length == features:  # the library has no fingerprints
+        vector = vector[:features]
+    layout = near[0].scores.layout
+    made = (predictor.weights(vector) @ values).astype(np.float32)
+    return Prior(ScoreSet(layout.split(made)), predictor.spread if len(near) > 1 else None)
 
 
 def _lowest(errors: Floats) -> int:

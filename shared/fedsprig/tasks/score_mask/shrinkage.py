@@ -41,19 +41,19 @@ def spread_of(values: NDArray[np.float32], shares: Floats) -> Floats:
 
     The weighted variance around the weighted mean, over ``1 - sum_j w_j^2``, which makes it
     unbiased for independent tasks of one variance, and times ``1 + sum_j w_j^2``: the mean is
-    itself uncertain. Where the weights rest on less than two tasks, all count equally here.
+    itself uncertain, and as uncertain as a task where it is a single one's scores. Weights that
+    rest on less than two tasks tell nothing of the variance: all count equally in that.
 
     Args:
         values: Normalised scores of at least two neighbours ``[n, units]``.
-        shares: Their weights ``[n]``, of sum 1.
+        shares: Their weights ``[n]``, of sum 1, by which their scores were mixed.
     """
-    used = shares
-    if 1 / float((shares**2).sum()) < ALONE:
+    used, uncertain = shares, float((shares**2).sum())
+    if 1 / uncertain < ALONE:
         used = np.full(len(shares), 1 / len(shares))
-    squared = float((used**2).sum())
     centre = used @ values
-    variance = used @ np.square(values - centre)
-    return np.asarray(variance / (1 - squared) * (1 + squared), np.float64)
+    variance = used @ np.square(values - centre) / (1 - float((used**2).sum()))
+    return np.asarray(variance * (1 + uncertain), np.float64)
 
 
 def floored(variance: Floats, starts: NDArray[np.int64], sizes: tuple[int, ...]) -> Floats:

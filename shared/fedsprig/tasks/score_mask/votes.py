@@ -9,12 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsprig.tasks.score_mask.neighbour import Neighbour, Settings, closest
+from fedsprig.tasks.score_mask.prior import Prior
 from fedsprig.tasks.score_mask.weights import neighbour_weights, normalised_rows
 from fedsprig.tasks.task_sketch import TaskSketch
 
 if TYPE_CHECKING:
     from fedsprig.masks.layout import Layout
-    from fedsprig.masks.scores import ScoreSet
 
 TIE: Final = 1e-3
 """What a unit's weighted score counts beside its votes: many units get all votes, and without it
@@ -53,14 +53,14 @@ def importance_votes_of(values: Floats, layout: Layout, keep: float) -> Floats:
     return np.asarray(elected(values, keep) * values / highest, np.float32)
 
 
-def votes(sketch: TaskSketch, neighbours: Sequence[Neighbour], settings: Settings) -> ScoreSet:
+def votes(sketch: TaskSketch, neighbours: Sequence[Neighbour], settings: Settings) -> Prior:
     """``sum_j w_j m_j`` with ``m_j`` the mask that neighbour ``j`` would keep for itself."""
     return _counted(neighbours, settings, votes_of)
 
 
 def importance_votes(
     sketch: TaskSketch, neighbours: Sequence[Neighbour], settings: Settings
-) -> ScoreSet:
+) -> Prior:
     """``sum_j w_j m_j i_j`` with ``i_j`` the scores of ``j`` over the highest of their group."""
     return _counted(neighbours, settings, importance_votes_of)
 
@@ -69,11 +69,11 @@ def _counted(
     neighbours: Sequence[Neighbour],
     settings: Settings,
     ballots_of: Callable[[Floats, Layout, float], Floats],
-) -> ScoreSet:
+) -> Prior:
     from fedsprig.masks.scores import ScoreSet
 
-    near = closest(neighbours, settings.count)
+    near = [neighbours[at] for at in closest(neighbours, settings.count)]
     shares = neighbour_weights([item.similarity for item in near], settings.temperature)
     layout = near[0].scores.layout
     ballots = ballots_of(normalised_rows([item.scores for item in near]), layout, settings.keep)
-    return ScoreSet(layout.split((shares @ ballots).astype(np.float32)))
+    return Prior(ScoreSet(layout.split((shares @ ballots).astype(np.float32))), None)

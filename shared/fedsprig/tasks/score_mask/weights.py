@@ -51,6 +51,8 @@ def neighbour_weights(similarities: ArrayLike, temperature: float = 0.5) -> NDAr
 def normalised_sum(sets: Sequence[ScoreSet], shares: NDArray[np.float64]) -> ScoreSet:
     """``sum_j shares[j] * sets[j].normalised()`` without making a thousand score sets.
 
+    A set with a share of 0 is not looked at.
+
     Raises:
         PlanError: Score sets of different plans.
     """
@@ -60,7 +62,8 @@ def normalised_sum(sets: Sequence[ScoreSet], shares: NDArray[np.float64]) -> Sco
     total = np.zeros(layout.units)
     for scores, share in zip(sets, shares, strict=True):
         scores.layout.check(layout, "a neighbour's score set")
-        total += share * levelled(scores.flat[None], layout.sizes)[0]
+        if share:
+            total += share * levelled(scores.flat[None], layout.sizes)[0]
     return ScoreSet(layout.split(total.astype(np.float32)))
 
 
