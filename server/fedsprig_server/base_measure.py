@@ -12,8 +12,8 @@ from fedsprig.graph import GroupPlan, materialize
 from fedsprig.masks import Mask
 from fedsprig.models import ModelCard, replace_head
 from fedsprig.seeds import derive_seed
-from fedsprig.training import ImageSet, evaluate, hold_out, recalibrate, to_tensor
-from fedsprig_server.library_build import set_class_mean_head
+from fedsprig.training import ImageSet, evaluate, recalibrate
+from fedsprig_server.library_build import set_class_mean_head, tensors
 
 MEASURED = 2048
 """Pictures of a source, at most, that class means are taken of, and that they are tried on."""
@@ -24,7 +24,7 @@ class Source:
     """One source of the operator's pictures, as a network takes them.
 
     Attributes:
-        images: Float ``[n, 3, s, s]`` to train on.
+        images: Float ``[n, 3, s, s]`` that class means and statistics are taken of.
         labels: Int64 ``[n]``.
         held: Pictures held out.
         held_labels: Theirs.
@@ -38,31 +38,12 @@ class Source:
     classes: int
 
     @classmethod
-    def of(cls, pictures: ImageSet, card: ModelCard, held_out: float, *, seed: int) -> Source:
-        """Divide pictures and make tensors of them.
-
-        Raises:
-            DataError: A share outside 0 to 1.
-        """
-        rest, held = hold_out(pictures, held_out, seed=seed)
-        return cls(
-            to_tensor(rest.images, card),
-            torch.from_numpy(rest.labels),
-            to_tensor(held.images, card),
-            torch.from_numpy(held.labels),
-            len(pictures.classes),
-        )
-
-    def sample(self, most: int, *, seed: int) -> Source:
+    def of(cls, rest: ImageSet, held: ImageSet, card: ModelCard, *, most: int, seed: int) -> Source:
         """At most that many pictures of each part, drawn evenly."""
-        train = _drawn(len(self.images), most, derive_seed(seed, "train"))
-        held = _drawn(len(self.held), most, derive_seed(seed, "held"))
-        return Source(
-            self.images[train],
-            self.labels[train],
-            self.held[held],
-            self.held_labels[held],
-            self.classes,
+        return cls(
+            *tensors(_drawn(rest, most, derive_seed(seed, "train")), card),
+            *tensors(_drawn(held, most, derive_seed(seed, "held")), card),
+            len(rest.classes),
         )
 
 
@@ -97,6 +78,7 @@ def accuracies(
     return found
 
 
-def _drawn(count: int, most: int, seed: int) -> Tensor:
+def _drawn(pictures: ImageSet, most: int, seed: int) -> ImageSet:
     generator = torch.Generator().manual_seed(seed)
-    return torch.randperm(count, generator=generator)[:most].sort().values
+    order = torch.randperm(len(pictures), generator=generator)[:most]
+    return pictures.subset(order.sort().values.numpy())

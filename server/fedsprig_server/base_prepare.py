@@ -18,14 +18,19 @@ from fedsprig.artifacts import digest, pack, read_file, require_writable, write_
 from fedsprig.bases import BaseWeights
 from fedsprig.errors import LibraryError, RunError, WeightsError
 from fedsprig.masks import Budget, Mask, ScoreSet, solve
+from fedsprig.models import ModelCard
 from fedsprig.preparing import Preparation, PrepareConfig, mean_order
 from fedsprig.pruning.journal import Checkpoint, Journal
 from fedsprig.scoring import score
-from fedsprig.training import ImageSet, require_classes
+from fedsprig.seeds import derive_seed
+from fedsprig.training import ImageSet, hold_out, require_classes
 from fedsprig_server.base import Base
 from fedsprig_server.base_measure import MEASURED, Source, accuracies
 from fedsprig_server.library import Library
+from fedsprig_server.picture_memory import drawn, joined, most_pictures
 
+MOST_BYTES = 4 << 30
+"""Of the pictures that are trained on, as float32; drawn evenly where the operator gives more."""
 SAVE_EVERY = 25
 """Steps between two checkpoints; a kill loses at most as many."""
 
@@ -111,8 +116,8 @@ def prepare_base(
         shutil.rmtree(folder, ignore_errors=True)
         return report
     journal = Journal(folder, run)
-    sources = [Source.of(given, base.card, held_out, seed=seed) for given in pictures]
-    measured = [source.sample(MEASURED, seed=seed) for source in sources]
+    parts = [hold_out(given, held_out, seed=seed) for given in pictures]
+    measured = [Source.of(*part, base.card, most=MEASURED, seed=seed) for part in parts]
     masks = _masks(base, scores, config)
     checkpoint = journal.checkpoint("training")
     if "before" in checkpoint.state:
@@ -121,7 +126,8 @@ def prepare_base(
         told("measuring", 0, 1)
         before = accuracies(base.module, base.plan, base.card, masks, measured)
     saved = checkpoint.beside(lambda: {"before": before})
-    _train(base, _joined(sources), scores, config, seed, saved, told)
+    trained = _joined([rest for rest, _ in parts], base.card, seed)
+    _train(base, trained, scores, config, seed, saved, told)
     told("measuring", 0, 1)
     after = accuracies(base.module, base.plan, base.card, masks, measured)
     report = PreparedBase(
@@ -199,13 +205,14 @@ def _masks(base: Base, scores: Sequence[ScoreSet], config: PrepareConfig) -> dic
     return masks
 
 
-def _joined(sources: Sequence[Source]) -> tuple[Tensor, Tensor]:
-    """All pictures, and labels that count the classes of all sources one after the other."""
+def _joined(sets: Sequence[ImageSet], card: ModelCard, seed: int) -> tuple[Tensor, Tensor]:
+    """All pictures that fit, and labels that count the classes of all sets one after the other."""
+    some = drawn(sets, most_pictures(card, MOST_BYTES), seed=derive_seed(seed, "pictures"))
     labels, first = [], 0
-    for source in sources:
-        labels.append(source.labels + first)
-        first += source.classes
-    return torch.cat([source.images for source in sources]), torch.cat(labels)
+    for given in some:
+        labels.append(torch.from_numpy(given.labels) + first)
+        first += len(given.classes)
+    return joined(some, card), torch.cat(labels)
 
 
 def _run_digest(

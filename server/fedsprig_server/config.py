@@ -10,7 +10,7 @@ from typing import Any, Final, Literal, get_args
 
 from fedsprig.adapters import ADAPTERS
 from fedsprig.errors import RunError
-from fedsprig.preparing import HealConfig
+from fedsprig.preparing import Distance, HealConfig
 from fedsprig.pruning.aap.thresholds import Weighting
 from fedsprig.scoring.attention import MAX_POWER, Form
 from fedsprig.spelling import lookup, unknown
@@ -106,19 +106,29 @@ class StartConfig:
         pictures: Files (.npz) of the server's own pictures for that, of any classes.
         batch_size: Pictures in a step.
         learning_rate: At the first step.
+        distance: Between features and the base's: ``squared``, or by their ``direction`` alone.
     """
 
     heal_steps: int = 0
     pictures: tuple[str, ...] = ()
     batch_size: int = 64
     learning_rate: float = 0.02
+    distance: Distance = "squared"
 
     def __post_init__(self) -> None:
         """Refuse what would only fail when the first network is cut."""
         if self.heal_steps and not self.pictures:
             raise RunError("start: heal_steps needs pictures: name a file of them, or heal for 0")
-        HealConfig(
-            steps=self.heal_steps, batch_size=self.batch_size, learning_rate=self.learning_rate
+        _ = self.healing
+
+    @property
+    def healing(self) -> HealConfig:
+        """The settings of every healing."""
+        return HealConfig(
+            steps=self.heal_steps,
+            batch_size=self.batch_size,
+            learning_rate=self.learning_rate,
+            distance=self.distance,
         )
 
 

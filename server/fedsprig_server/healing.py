@@ -19,12 +19,13 @@ from fedsprig.artifacts import pack, unpack
 from fedsprig.bases import belongs_to_base
 from fedsprig.graph import materialize
 from fedsprig.masks import Mask
-from fedsprig.preparing import HealConfig, heal
+from fedsprig.preparing import heal
 from fedsprig.seeds import derive_seed
-from fedsprig.training import read, to_tensor
+from fedsprig.training import read
 from fedsprig_server.base import Base
 from fedsprig_server.config import StartConfig
 from fedsprig_server.library import Library
+from fedsprig_server.picture_memory import drawn, joined, most_pictures
 from fedsprig_server.scheduler import Answer, Ask
 
 Array = NDArray[Any]
@@ -32,6 +33,8 @@ WORKERS = 2
 PAUSE_SECONDS = 0.2
 MOST_PICTURES = 8192
 """That are held in memory; drawn evenly where the operator gives more."""
+MOST_BYTES = 1 << 30
+"""Of these pictures; large ones are fewer."""
 
 
 class Healer:
@@ -89,11 +92,8 @@ class Healer:
         """Cut, heal and keep; the same bytes for the same mask and settings."""
         base, start = self._base, self._start
         small = materialize(base.module, base.plan, mask)
-        config = HealConfig(
-            steps=start.heal_steps, batch_size=start.batch_size, learning_rate=start.learning_rate
-        )
         seed = derive_seed(self._seed, "heal", mask.digest)
-        heal(small, mask, base.module, base.plan, self._pictures(), config, seed=seed)
+        heal(small, mask, base.module, base.plan, self._pictures(), start.healing, seed=seed)
         weights = {
             name: value.numpy()
             for name, value in small.state_dict().items()
@@ -102,21 +102,14 @@ class Healer:
         return self._library.blobs.put(pack(weights))
 
     def _pictures(self) -> Tensor:
-        """The operator's pictures as the base takes them, float32 ``[n, 3, s, s]``."""
+        """The operator's pictures as the base takes them, for all threads the same tensor."""
         with self._lock:
             if self._images is None:
                 sets = [read("npz", path) for path in self._start.pictures]
-                total = sum(len(given) for given in sets)
-                parts = []
-                for number, given in enumerate(sets):
-                    share = max(1, min(len(given), MOST_PICTURES * len(given) // total))
-                    seed = derive_seed(self._seed, "heal pictures", str(number))
-                    order = torch.randperm(
-                        len(given), generator=torch.Generator().manual_seed(seed)
-                    )
-                    part = given.subset(order[:share].sort().values.numpy())
-                    parts.append(to_tensor(part.images, self._base.card))
-                self._images = torch.cat(parts)
+                card = self._base.card
+                most = min(MOST_PICTURES, most_pictures(card, MOST_BYTES))
+                seed = derive_seed(self._seed, "heal pictures")
+                self._images = joined(drawn(sets, most, seed=seed), card)
             return self._images
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from fedsprig.errors import RunError
+from fedsprig.preparing import HealConfig
 from fedsprig.subnetwork import AdapterConfig
 from fedsprig_server.arms import ARMS
 from fedsprig_server.config import (
@@ -16,7 +17,7 @@ from fedsprig_server.config import (
     StartConfig,
 )
 
-HEALED = StartConfig(heal_steps=5, pictures=("own.npz",))
+HEALED = StartConfig(heal_steps=5, pictures=("own.npz",), distance="direction")
 
 
 def config(**changes):
@@ -145,7 +146,12 @@ def test_how_networks_start_survives_the_file_and_is_checked(tmp_path):
     settings = config(start=HEALED)
     settings.save(tmp_path / "server.json")
     assert ServerConfig.load(tmp_path / "server.json") == settings
+    assert settings.start.healing == HealConfig(
+        steps=5, batch_size=64, learning_rate=0.02, distance="direction"
+    )
     with pytest.raises(RunError, match="needs pictures"):
         StartConfig(heal_steps=5)
     with pytest.raises(RunError, match="learning_rate"):
         StartConfig(heal_steps=5, pictures=("own.npz",), learning_rate=0)
+    with pytest.raises(RunError, match="use squared, direction"):
+        StartConfig(distance="near")
