@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -99,7 +98,12 @@ class PrepareConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HealConfig:
-    """Settings of :func:`fedsprig.preparing.heal`; as in :class:`PrepareConfig`."""
+    """Settings of :func:`fedsprig.preparing.heal`; as in :class:`PrepareConfig`, but for one.
+
+    Attributes:
+        survey: Pictures, at most, that the final statistics are measured on; there is no
+            classifier.
+    """
 
     steps: int = 250
     batch_size: int = 64
@@ -114,11 +118,6 @@ class HealConfig:
 
     def __post_init__(self) -> None:
         _check_training(self)
-
-
-def cosine(config: PrepareConfig | HealConfig, step: int) -> float:
-    """The learning rate of one step, ``0 <= step < steps``."""
-    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * step / config.steps))
 
 
 def _check_training(config: PrepareConfig | HealConfig) -> None:

@@ -8,27 +8,34 @@ from torch import Tensor, nn
 from fedsprig.errors import TrainingError
 from fedsprig.graph import GroupPlan, kept_index
 from fedsprig.masks import Mask
-from fedsprig.preparing.config import HealConfig, cosine
+from fedsprig.preparing.body import BodyTraining, check_head
+from fedsprig.preparing.config import HealConfig
 from fedsprig.preparing.order import StepOrder, survey
-from fedsprig.preparing.prepare import check_pictures, finite, set_rate, sgd_of, update
-from fedsprig.preparing.sliced import HeadInput, batch_normalised, kept_features
+from fedsprig.preparing.sliced import batch_normalised, kept_features
 from fedsprig.preparing.teacher import DISTANCES, Teacher
-from fedsprig.training import recalibrate
+from fedsprig.training import features, recalibrate
+from fedsprig.training.head_input import HeadInput
 from fedsprig.training.loop import Progress
 from fedsprig.training.modes import device_of, keeping_modes
+from fedsprig.training.optimiser import check_pictures
 from fedsprig.training.strides import subsampled_strides
 
 _BATCH = 128
 
 
-def base_features(base: nn.Module, plan: GroupPlan, images: Tensor) -> Tensor:
-    """What the base's head sees of pictures, for :func:`heal`: ``[n, F]``, on their device."""
-    teacher, device = Teacher(base, plan.head), device_of(base)
-    found = [
-        teacher.features(images[first : first + _BATCH].to(device)).to(images.device)
-        for first in range(0, len(images), _BATCH)
-    ]
-    return torch.cat(found)
+def base_features(
+    base: nn.Module, plan: GroupPlan, images: Tensor, *, bf16: bool = False
+) -> Tensor:
+    """What the base's head sees of pictures, for :func:`heal`: ``float32 [n, F]``, where they are.
+
+    Args:
+        base: At full width; no other thread may run it meanwhile.
+        plan: Its groups.
+        images: ``float32 [n, c, h, w]``.
+        bf16: Compute in bfloat16, as a healing of these settings does.
+    """
+    with torch.autocast(device_of(base).type, torch.bfloat16, enabled=bf16):
+        return features(base, plan.head, images, _BATCH).to(images.device)
 
 
 def heal(
@@ -67,20 +74,21 @@ def heal(
     Raises:
         TrainingError: Fewer than two pictures, a base without a head, targets of other pictures,
             or beside augmentation, which would make them wrong.
+        DataError: Pictures of another dtype or shape.
         PlanError: A mask that does not fit the plan.
         NonFiniteLossError: The loss became NaN or infinite; the network is then spoilt.
     """
-    check_pictures(plan, images)
+    check_head(plan)
+    check_pictures(images)
     if targets is not None and (len(targets) != len(images) or config.augment != "none"):
         raise TrainingError(
             f"{len(targets)} targets for {len(images)} pictures with augment "
             f'{config.augment!r}: give one each, and augment="none"'
         )
     kept = kept_features(plan.head, kept_index(plan, mask))
-    teacher = Teacher(base, plan.head)
+    teacher = Teacher(base, plan.head) if targets is None else None
     order = StepOrder(images, config.batch_size, config.augment, seed)
-    required = {name: one.requires_grad for name, one in small.named_parameters()}
-    optimiser = sgd_of(small, plan.head, config)
+    training = BodyTraining(small, plan.head, config)
     device = device_of(small)
     losses: list[float] = []
     with keeping_modes(small), subsampled_strides(small):
@@ -89,20 +97,19 @@ def heal(
             rows, pictures = order.batch(step)
             batch = pictures.to(device)
             with torch.autocast(device.type, torch.bfloat16, enabled=config.bf16):
-                target = teacher.features(batch) if targets is None else targets[rows].to(device)
+                if teacher is not None:
+                    target = teacher.features(batch)
+                elif targets is not None:
+                    target = targets[rows].to(device)
                 with HeadInput(small, plan.head) as seen:
                     small(batch)
             wanted = target if kept is None else target.index_select(1, kept.to(device))
-            loss = DISTANCES[config.distance](seen.value.float(), wanted)
-            losses.append(finite(loss.item(), step, config))
-            set_rate(optimiser, cosine(config, step))
-            optimiser.zero_grad()
-            torch.autograd.backward(loss)
-            update(optimiser, config.clip_norm)
+            training.begin(step)
+            loss = DISTANCES[config.distance](seen.take().float(), wanted)
+            losses.append(training.learn(loss, step))
+            training.end()
             if progress is not None:
                 progress(step + 1, config.steps, losses[-1])
-    optimiser.zero_grad()
-    for name, parameter in small.named_parameters():
-        parameter.requires_grad_(required[name])
+    training.close()
     recalibrate(small, images[survey(len(images), config.survey, seed)])
     return tuple(losses)

@@ -8,7 +8,6 @@ part. The teacher here is the original base, frozen, so that what is prepared st
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,11 +17,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedsprig.errors import NonFiniteLossError, TrainingError
+from fedsprig.errors import LabelRangeError, TrainingError
 from fedsprig.graph import GroupPlan
 from fedsprig.masks import Mask, ScoreSet
-from fedsprig.models.head import is_of_head
-from fedsprig.preparing.config import HealConfig, PrepareConfig, cosine
+from fedsprig.preparing.body import BodyTraining, check_head
+from fedsprig.preparing.config import PrepareConfig
 from fedsprig.preparing.masks import Masks, MaskSource, NestedMasks
 from fedsprig.preparing.order import StepOrder, survey
 from fedsprig.preparing.sliced import SlicedNetwork, skeleton_of
@@ -32,6 +31,7 @@ from fedsprig.seeds import derive_seed
 from fedsprig.training import recalibrate
 from fedsprig.training.loop import Progress
 from fedsprig.training.modes import device_of
+from fedsprig.training.optimiser import check_pictures
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +86,10 @@ def prepare(
         progress: Told of every step.
 
     Raises:
-        TrainingError: Fewer than two pictures, labels that do not fit, a base without a head, or
-            masks beside a nested order.
+        TrainingError: Fewer than two pictures, a base without a head, or masks beside a nested
+            order.
+        DataError: Pictures or labels of another dtype or shape.
+        LabelRangeError: A label below 0.
         InfeasibleBudgetError: A ratio below the smallest network.
         PlanError: A plan, masks or scores that do not fit.
         NonFiniteLossError: The loss became NaN or infinite; the base is then spoilt.
@@ -126,8 +128,9 @@ class Preparation:
         masks: Sequence[Mask] = (),
         scores: Sequence[ScoreSet] = (),
     ) -> None:
-        check_pictures(plan, images)
-        _check_labels(images, labels)
+        check_head(plan)
+        check_pictures(images, labels)
+        _check_labels(labels)
         self._module, self._plan, self._config, self._seed = module, plan, config, seed
         self._images = images
         device = device_of(module)
@@ -138,8 +141,7 @@ class Preparation:
         self._classifier = self._fitted(images, labels)
         self._skeleton = skeleton_of(module)
         self._order = StepOrder(images, config.batch_size, config.augment, seed)
-        self._required = {name: one.requires_grad for name, one in module.named_parameters()}
-        self._optimiser = sgd_of(module, plan.head, config)
+        self._training = BodyTraining(module, plan.head, config)
 
     def _fitted(self, images: Tensor, labels: Tensor) -> ClassMeans | None:
         if not self._config.logit_weight and not self._config.label_weight:
@@ -159,17 +161,15 @@ class Preparation:
         batch, labels = batch.to(device), self._labels[index.to(device)]
         with torch.autocast(device.type, torch.bfloat16, enabled=config.bf16):
             target = self._teacher.features(batch)
-        set_rate(self._optimiser, cosine(config, number))
-        self._optimiser.zero_grad()
+        self._training.begin(number)
         losses = []
         for mask in self._drawn(number):
             small = SlicedNetwork(
                 self._module, self._plan, mask, batch_statistics=True, skeleton=self._skeleton
             )
             loss = self._loss(small, batch, target, labels)
-            losses.append(finite(loss.item(), number, config))
-            torch.autograd.backward(loss)
-        update(self._optimiser, config.clip_norm)
+            losses.append(self._training.learn(loss, number))
+        self._training.end()
         return losses
 
     def _drawn(self, number: int) -> list[Mask]:
@@ -203,93 +203,22 @@ class Preparation:
         return loss
 
     def momenta(self) -> dict[str, Tensor]:
-        """What the optimiser remembers, by parameter; empty before the first step."""
-        return {
-            name: self._optimiser.state[parameter]["momentum_buffer"]
-            for name, parameter in self._module.named_parameters()
-            if "momentum_buffer" in self._optimiser.state.get(parameter, {})
-        }
+        """What the optimiser remembers; empty before the first step."""
+        return self._training.momenta()
 
     def remember(self, momenta: Mapping[str, Tensor]) -> None:
-        """Give the optimiser back what :meth:`momenta` said."""
-        parameters = dict(self._module.named_parameters())
-        for name, value in momenta.items():
-            own = value.to(parameters[name].device, copy=True)
-            self._optimiser.state[parameters[name]]["momentum_buffer"] = own
+        """Give the optimiser back what :meth:`momenta` said.
+
+        Raises:
+            TrainingError: It is of another network.
+        """
+        self._training.remember(momenta)
 
     def finish(self) -> None:
         """Measure the base's running statistics anew at full width; what required gradients may."""
-        self._optimiser.zero_grad()
-        for name, parameter in self._module.named_parameters():
-            parameter.requires_grad_(self._required[name])
+        self._training.close()
         index = survey(len(self._images), self._config.survey, self._seed)
         recalibrate(self._module, self._images[index])
-
-
-def sgd_of(
-    module: nn.Module, head: str, config: PrepareConfig | HealConfig
-) -> torch.optim.Optimizer:
-    """SGD over all but the classifier; biases and normalisation do not decay."""
-    decayed: list[nn.Parameter] = []
-    rest: list[nn.Parameter] = []
-    for name, parameter in module.named_parameters():
-        if not is_of_head(name, head):
-            parameter.requires_grad_(True)
-            (decayed if parameter.ndim > 1 else rest).append(parameter)
-        else:
-            parameter.requires_grad_(False)
-    return torch.optim.SGD(
-        [
-            {"params": decayed, "weight_decay": config.weight_decay},
-            {"params": rest, "weight_decay": 0.0},
-        ],
-        lr=config.learning_rate,
-        momentum=config.momentum,
-    )
-
-
-def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
-    """Give all parameters that learning rate."""
-    for group in optimiser.param_groups:
-        group["lr"] = rate
-
-
-def update(optimiser: torch.optim.Optimizer, clip_norm: float) -> None:
-    """One step, its gradient shortened to ``clip_norm`` unless that is 0."""
-    if clip_norm:
-        parameters = [one for group in optimiser.param_groups for one in group["params"]]
-        nn.utils.clip_grad_norm_(parameters, clip_norm)
-    optimiser.step()
-
-
-def finite(loss: float, step: int, config: PrepareConfig | HealConfig) -> float:
-    """The loss itself.
-
-    Raises:
-        NonFiniteLossError: It is NaN or infinite.
-    """
-    if not math.isfinite(loss):
-        raise NonFiniteLossError(
-            f"the loss is {loss} after {step} of {config.steps} steps: "
-            f"lower learning_rate (now {config.learning_rate:g})"
-        )
-    return loss
-
-
-def check_pictures(plan: GroupPlan, images: Tensor) -> None:
-    """Refuse what features cannot be learnt from.
-
-    Raises:
-        TrainingError: A base without a head, or fewer than two pictures.
-    """
-    if not plan.head:
-        raise TrainingError(
-            f"{plan.model or 'the model'} has no classifier: its features cannot be told"
-        )
-    if images.ndim != 4 or not images.is_floating_point() or len(images) < 2:
-        raise TrainingError(
-            f"pictures are {images.dtype} {list(images.shape)}: give two float [n, c, h, w] or more"
-        )
 
 
 def _masks(
@@ -313,9 +242,6 @@ def _masks(
     )
 
 
-def _check_labels(images: Tensor, labels: Tensor) -> None:
-    if labels.shape != images.shape[:1] or labels.dtype != torch.int64 or int(labels.min()) < 0:
-        raise TrainingError(
-            f"labels are {labels.dtype} {list(labels.shape)} for {len(images)} pictures: "
-            "give one int64 from 0 each"
-        )
+def _check_labels(labels: Tensor) -> None:
+    if int(labels.min()) < 0:
+        raise LabelRangeError(f"labels go from {int(labels.min())}: relabel them from 0")

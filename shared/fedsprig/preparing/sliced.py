@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fedsprig.errors import PlanError
 from fedsprig.graph import GroupPlan, KeptIndex, kept_axes, kept_index, materialize, restrict
 from fedsprig.masks import Mask
+from fedsprig.training.head_input import HeadInput
 from fedsprig.training.strides import subsampled_strides
 
 
@@ -74,47 +74,12 @@ class SlicedNetwork:
         """What the head sees of pictures: ``[n, kept features]``; gradients flow."""
         with HeadInput(self._small, self._head) as seen:
             self(images)
-        return seen.value
+        return seen.take()
 
     @property
     def kept_features(self) -> Tensor | None:
         """Which of the base's features it has: int64, sorted; ``None`` for all."""
         return kept_features(self._head, self._index)
-
-
-class HeadInput:
-    """Within it, the classifier's input of a forward pass is kept in :attr:`value`.
-
-    Args:
-        network: Calls its head once in a forward pass.
-        head: Module path of the classifier.
-
-    Raises:
-        PlanError: No such module, or an input that is neither ``[n, F]`` nor ``[n, F, h, w]``.
-    """
-
-    def __init__(self, network: nn.Module, head: str) -> None:
-        if not head or head not in dict(network.named_modules()):
-            raise PlanError(f"the model has no classifier {head!r} to see features at")
-        self._module, self._name = network.get_submodule(head), head
-        self._seen: Tensor | None = None
-
-    def __enter__(self) -> HeadInput:
-        self._hook = self._module.register_forward_pre_hook(self._keep)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._hook.remove()
-
-    def _keep(self, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        self._seen = inputs[0].mean((2, 3)) if inputs[0].ndim == 4 else inputs[0]
-
-    @property
-    def value(self) -> Tensor:
-        """``[n, F]``; the mean over its pixels of a map that a convolutional head sees."""
-        if self._seen is None or self._seen.ndim != 2:
-            raise PlanError(f"module {self._name!r} sees no features [n, F]: name the classifier")
-        return self._seen
 
 
 def kept_features(head: str, index: KeptIndex) -> Tensor | None:

@@ -12,14 +12,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedsprig.preparing.sliced import HeadInput
 from fedsprig.tasks.prototype_head import class_means
 from fedsprig.training import features as features_of
+from fedsprig.training.head_input import HeadInput
 
 _LEAST: Final = 1e-6
 """Below any variance of features that means something."""
 
-_HUNDREDTH: Final = 0.01
+_TOLERANCE: Final = 0.01
+"""Of the logarithm of a calibrated scale: a hundredth of its size."""
 
 
 class Teacher:
@@ -39,7 +40,7 @@ class Teacher:
         """What its head sees of a batch: ``[n, F]``."""
         with HeadInput(self._network, self._head) as seen:
             self._network(images)
-        return seen.value.float()
+        return seen.take().float()
 
     def classifier(self, images: Tensor, labels: Tensor) -> ClassMeans:
         """The class-mean classifier of the teacher's features of labelled pictures."""
@@ -91,7 +92,7 @@ def calibrated(logits: Tensor, labels: Tensor) -> float:
     finite = wide[torch.isfinite(wide)]
     size = max(float(finite.std()), 1e-12)
     low, high = math.log(1e-3 / size), math.log(1e3 / size)
-    while high - low > _HUNDREDTH:
+    while high - low > _TOLERANCE:
         first, second = low + (high - low) / 3, high - (high - low) / 3
         if _entropy(wide, labels, first) <= _entropy(wide, labels, second):
             high = second

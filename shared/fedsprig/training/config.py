@@ -94,13 +94,21 @@ class TrainConfig:
             each = total // max(1, self.epochs or 1)
             passed = sum(milestone * each <= step for milestone in self.milestones)
             return float(self.learning_rate * 0.1**passed)
-        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * step / total))
+        return cosine(self.learning_rate, step, total)
 
     def total_steps(self, pictures: int) -> int:
         """Optimiser steps over that many pictures."""
         if self.steps is not None:
             return self.steps
         return (self.epochs or 0) * len(batch_sizes(pictures, self.batch_size))
+
+
+def cosine(learning_rate: float, step: int, total: int) -> float:
+    """The rate of one step, ``0 <= step < total``, along half a cosine from ``learning_rate``.
+
+    Loshchilov and Hutter 2017, "SGDR", arXiv 1608.03983, equation 5, one period.
+    """
+    return learning_rate * 0.5 * (1 + math.cos(math.pi * step / total))
 
 
 def batch_sizes(pictures: int, batch_size: int) -> tuple[int, ...]:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedsprig.errors import DataError, LabelRangeError, PlanError
+from fedsprig.training.head_input import HeadInput
 from fedsprig.training.modes import batches, device_of, keeping_modes, on_device
 
 
@@ -91,30 +92,17 @@ def features(model: nn.Module, head: str, images: Tensor, batch_size: int = 256)
             or ``[n, F, h, w]``.
         DataError: No picture.
     """
-    if not head:
-        raise PlanError("features need a head: pass the module path of the classifier")
-    try:
-        module = model.get_submodule(head)
-    except AttributeError as error:
-        raise PlanError(f"the model has no module {head!r}: name its classifier") from error
     if not len(images):
         raise DataError("there is no picture to take features of: pass one at least")
     device = device_of(model)
-    seen: list[Tensor] = []
-
-    def keep(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        seen.append(inputs[0].mean((2, 3)) if inputs[0].ndim == 4 else inputs[0])
-
-    hook = module.register_forward_pre_hook(keep)
-    try:
-        with keeping_modes(model):
-            model.eval()
-            for batch in batches(images, batch_size):
-                model(on_device(batch, device))
-    finally:
-        hook.remove()
-    rows = torch.cat(seen).float().cpu() if seen else torch.empty(0)
-    if rows.ndim != 2 or len(rows) != len(images):
+    found = []
+    with HeadInput(model, head) as seen, keeping_modes(model):
+        model.eval()
+        for batch in batches(images, batch_size):
+            model(on_device(batch, device))
+            found.append(seen.take().float().cpu())
+    rows = torch.cat(found)
+    if len(rows) != len(images):
         raise PlanError(
             f"module {head!r} sees {list(rows.shape)} of {len(images)} pictures: "
             "name the one classifier"

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fedsprig.artifacts import state_digest
-from fedsprig.errors import NonFiniteLossError, TrainingError
+from fedsprig.errors import DataError, LabelRangeError, NonFiniteLossError, TrainingError
 from fedsprig.graph import materialize
 from fedsprig.masks import Mask, ScoreSet
 from fedsprig.preparing import (
@@ -20,8 +20,8 @@ from fedsprig.preparing import (
     heal,
     prepare,
 )
-from fedsprig.preparing.sliced import HeadInput
-from fedsprig.preparing.teacher import feature_distance
+from fedsprig.preparing.teacher import Teacher, feature_distance
+from fedsprig.training.head_input import HeadInput
 
 SHORT = PrepareConfig(steps=6, batch_size=8, whole_every=2, learning_rate=0.05)
 
@@ -33,7 +33,7 @@ def distance(small, mask, base, images):
         small(images)
         base(images)
     kept = np.flatnonzero(mask.groups[stream_of(mask)])
-    return float(feature_distance(said.value, wanted.value[:, kept]))
+    return float(feature_distance(said.take(), wanted.take()[:, kept]))
 
 
 def stream_of(mask):
@@ -189,7 +189,7 @@ def test_the_same_seed_heals_alike(tiny, tiny_plan, pictures):
 def test_a_loss_that_is_not_finite_is_named(tiny, tiny_plan, pictures):
     images = torch.full_like(pictures[0], torch.nan)
     mask = Mask.full(tiny_plan)
-    with pytest.raises(NonFiniteLossError, match="after 0 of 250 steps"):
+    with pytest.raises(NonFiniteLossError, match="before the first step"):
         heal(
             materialize(tiny, tiny_plan, mask), mask, tiny, tiny_plan, images, HealConfig(), seed=0
         )
@@ -222,10 +222,18 @@ def test_settings_out_of_range_are_refused(setting, message):
 
 
 @pytest.mark.parametrize(
-    ("count", "labels"), [(1, [0]), (24, [0] * 23), (24, [-1] * 24)], ids=["one", "few", "negative"]
+    ("count", "labels", "error"),
+    [
+        (1, [0], TrainingError),
+        (24, [0] * 23, DataError),
+        (24, [-1] * 24, LabelRangeError),
+    ],
+    ids=["one", "few", "negative"],
 )
-def test_pictures_and_labels_that_do_not_fit_are_refused(tiny, tiny_plan, pictures, count, labels):
-    with pytest.raises(TrainingError):
+def test_pictures_and_labels_that_do_not_fit_are_refused_as_in_local_training(
+    tiny, tiny_plan, pictures, count, labels, error
+):
+    with pytest.raises(error):
         prepare(tiny, tiny_plan, pictures[0][:count], torch.tensor(labels), SHORT, seed=0)
 
 
@@ -247,6 +255,30 @@ def test_targets_that_are_known_heal_as_those_that_are_asked_for(tiny, tiny_plan
         for targets in (None, base_features(tiny, tiny_plan, images))
     ]
     np.testing.assert_allclose(*losses, rtol=1e-5)
+
+
+def test_known_targets_need_no_copy_of_the_base(tiny, tiny_plan, pictures):
+    images, mask = pictures[0], Mask.full(tiny_plan)
+    small, targets = materialize(tiny, tiny_plan, mask), base_features(tiny, tiny_plan, images)
+
+    def refuse(_):
+        raise AssertionError("the base was copied")
+
+    tiny.__deepcopy__ = refuse
+    config = HealConfig(steps=1, augment="none")
+    assert heal(small, mask, tiny, tiny_plan, images, config, seed=0, targets=targets)
+
+
+def test_targets_are_as_exact_as_those_that_are_asked_for(tiny, tiny_plan, pictures):
+    images = pictures[0]
+    short = base_features(tiny, tiny_plan, images, bf16=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        asked = Teacher(tiny, tiny_plan.head).features(images)
+    torch.testing.assert_close(short, asked, rtol=0.02, atol=0.02)
+    assert short.dtype == torch.float32
+    assert torch.equal(short, short.bfloat16().float())
+    exact = base_features(tiny, tiny_plan, images)
+    assert not torch.equal(exact, exact.bfloat16().float())
 
 
 @pytest.mark.parametrize(("count", "augment"), [(23, "none"), (24, "flip")])
