@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from fedsprig.artifacts import require_writable
-from fedsprig_sim.bench_commands.options import DataPaths, pairs_of
+from fedsprig_sim.bench_commands.options import DataPaths, paths_of
 from fedsprig_sim.memory import bound_allocators
 from fedsprig_sim.progress import show_progress
 from fedsprig_sim.report import write_report
@@ -63,7 +63,7 @@ def _simulate(
 ) -> None:
     """Run a scenario: tasks, devices, budgets and rounds as its file says."""
     _run(
-        Scenario.load(scenario, data=pairs_of(data or (), "--data")),
+        Scenario.load(scenario, data=paths_of(data, "--data")),
         seed,
         runtime,
         out,

@@ -16,7 +16,7 @@ from fedsprig.tasks import SCORE_MASKS
 from fedsprig.tasks.similarity import HEAD_VALUES, SIMILARITIES
 from fedsprig.training.cameras import camera
 from fedsprig.updates.codecs import CODECS
-from fedsprig_server.config import AUTO
+from fedsprig_server.config import AUTO, by_similarity
 from fedsprig_sim.scenario import Scenario
 
 
@@ -24,13 +24,20 @@ def check_names(scenario: Scenario) -> None:
     """Check every name that a registry must know.
 
     Raises:
-        ScenarioError: A scorer, adapter, codec, similarity or score mask that does not exist.
+        ScenarioError: A scorer, adapter, codec, similarity or score mask that does not exist, or
+            devices asked for what the score mask does not read.
         UnknownNameError: A base model or a camera that does not exist.
     """
     describe(scenario.base.model)
     for key, name, known in _registered(scenario):
         if name not in known:
             raise ScenarioError(f"{scenario.name}: {unknown(key, name, known)}")
+    chosen = scenario.selection
+    if chosen.rerank and chosen.score_mask not in by_similarity():
+        raise ScenarioError(
+            f"{scenario.name}: selection.rerank with score_mask {chosen.score_mask!r}, which does "
+            f"not read what devices say: use {', '.join(by_similarity())}, or leave rerank away"
+        )
     library = scenario.library
     named = [(task.name, task.camera) for task in (*library.tasks, *scenario.tasks)]
     draws = (*library.draws, *scenario.draws)

@@ -25,6 +25,11 @@ def test_the_demo_names_what_there_is() -> None:
         ({"selection": {"rerank": "lep"}}, ScenarioError, "'leep'"),
         ({"selection": {"score_mask": "weigted"}}, ScenarioError, "'weighted'"),
         (
+            {"selection": {"rerank": "leep", "score_mask": "mean"}},
+            ScenarioError,
+            "demo: selection.rerank with score_mask 'mean', which does not read",
+        ),
+        (
             {"draws": [{**DEMO["library"]["draws"][0], "prefix": "x", "cameras": ["inverted"]}]},
             UnknownNameError,
             "demo: task x: unknown camera 'inverted': did you mean 'invert'?",

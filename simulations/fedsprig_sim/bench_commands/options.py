@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from fedsprig.artifacts import require_writable, write_bytes
+from fedsprig_server.pairs import pairs
 
 Figures = dict[str, Any]
 
@@ -36,19 +37,13 @@ def weights_of(name: str) -> str | None:
     return None if name == "none" else name
 
 
-def pairs_of(items: Sequence[str], option: str) -> dict[str, str]:
-    """``NAME=PATH``, repeated.
+def paths_of(items: Sequence[str] | None, option: str) -> dict[str, str]:
+    """Paths of ``NAME=PATH``, repeated.
 
     Raises:
-        typer.BadParameter: Another form.
+        typer.BadParameter: Another form, or a name that is given twice.
     """
-    found = {}
-    for item in items:
-        name, sign, value = item.partition("=")
-        if not (name and sign and value):
-            raise typer.BadParameter(f"{item!r} is not of the form NAME=PATH", param_hint=option)
-        found[name] = value
-    return found
+    return pairs(items or (), option, form="NAME=PATH")
 
 
 def report(

@@ -18,7 +18,7 @@ from fedsprig_sim.bench_commands.options import (
     Out,
     Threads,
     Weights,
-    pairs_of,
+    paths_of,
     report,
     weights_of,
 )
@@ -75,7 +75,7 @@ def _one_shot_accuracy(
     from fedsprig_sim.benchmarks import one_shot_accuracy as study
 
     options = study.Options(
-        scenario=Scenario.load(scenario, data=pairs_of(data or (), "--data")),
+        scenario=Scenario.load(scenario, data=paths_of(data, "--data")),
         model=model,
         weights=weights_of(weights),
         image_size=image_size,
@@ -113,5 +113,7 @@ def _one_shot_accuracy(
         return figures
 
     if figure is not None:
+        if figure.suffix != ".svg":
+            raise typer.BadParameter(f"{figure} is no .svg file", param_hint="--figure")
         require_writable(figure)
     report(json_file, measure_and_draw, study.table)

@@ -8,12 +8,22 @@ from pathlib import Path
 from typing import Any
 
 from fedsprig.artifacts import write_bytes
+from fedsprig.errors import ArtifactError
 
 
 def once(path: Path, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What is on disk, or else what is measured, which then is on disk too."""
+    """What is on disk, or else what is measured, which then is on disk too.
+
+    Raises:
+        ArtifactError: The file is damaged.
+    """
     if path.exists():
-        found: dict[str, Any] = json.loads(path.read_text())
+        try:
+            found = json.loads(path.read_text())
+        except ValueError:
+            found = None
+        if not isinstance(found, dict) or not found:
+            raise ArtifactError(f"{path} is damaged: remove it, and it is measured again")
         return found
     figures = measure()
     write_bytes(path, (json.dumps(figures, indent=1) + "\n").encode())

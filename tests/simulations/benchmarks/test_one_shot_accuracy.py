@@ -10,12 +10,21 @@ import numpy as np
 import pytest
 
 from fedsprig.cli import run as command
-from fedsprig.errors import DataError, ScenarioError, UnknownNameError
+from fedsprig.errors import (
+    ArtifactError,
+    BudgetError,
+    DataError,
+    ScenarioError,
+    TrainingError,
+    UnknownNameError,
+    WeightsError,
+)
 from fedsprig.graph import materialize
 from fedsprig.masks import Budget, Mask, plan_macs, plan_parameters, solve
 from fedsprig.scoring import score
 from fedsprig_server.library_build import BuildConfig
 from fedsprig_sim.benchmarks import one_shot_accuracy as study
+from fedsprig_sim.benchmarks.kept import once
 from fedsprig_sim.benchmarks.one_shot_accuracy.arms import ARMS
 from fedsprig_sim.benchmarks.one_shot_accuracy.masks import MASKS
 from fedsprig_sim.benchmarks.one_shot_accuracy.side import Known, Side
@@ -225,6 +234,40 @@ def test_what_needs_a_prepared_base_says_so_before_anything_is_measured(tmp_path
 
 def _pairs(**accuracies):
     return {name: Pair(value, f"classes of {name}") for name, value in accuracies.items()}
+
+
+@pytest.mark.parametrize(
+    ("settings", "error"),
+    [
+        ({"trains": "nothing"}, UnknownNameError),
+        ({"macs": math.nan}, BudgetError),
+        ({"macs": 0.0}, BudgetError),
+        ({"adapter_rate": math.nan}, TrainingError),
+        ({"weights_rate": -1.0}, TrainingError),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(settings, error):
+    with pytest.raises(error):
+        LocalSettings(**settings)
+
+
+def test_a_split_that_does_not_exist_is_refused():
+    with pytest.raises(UnknownNameError, match="validation"):
+        replace(OPTIONS, split="valid")
+
+
+def test_weights_that_are_no_base_are_refused_before_the_library_is_built(tmp_path):
+    options = replace(OPTIONS, prepared=str(tmp_path / "none.safetensors"))
+    with pytest.raises(WeightsError, match="no file"):
+        study.run(tmp_path, options, arms=("mean", "prepared"), seeds=1)
+    assert not list(tmp_path.glob("library-*"))
+
+
+@pytest.mark.parametrize("damage", ["{bad", "[]", ""])
+def test_a_damaged_case_is_named(tmp_path, damage):
+    (tmp_path / "case.json").write_text(damage)
+    with pytest.raises(ArtifactError, match=r"case\.json is damaged: remove it"):
+        once(tmp_path / "case.json", dict)
 
 
 def test_differences_are_paired_by_task_and_seed():

@@ -11,12 +11,13 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 import torch
 
 from fedsprig.errors import UnknownNameError
-from fedsprig.spelling import lookup
+from fedsprig.models import build
+from fedsprig.spelling import lookup, unknown
 from fedsprig_server.library_build import BuildConfig
 from fedsprig_sim.benchmarks.kept import once
 from fedsprig_sim.benchmarks.machine import machine
@@ -63,6 +64,11 @@ class Options:
     local: LocalSettings = field(default_factory=LocalSettings)
     library: BuildConfig = field(default_factory=lambda: BuildConfig(steps=0, workers=1))
 
+    def __post_init__(self) -> None:
+        """Check what the types cannot say."""
+        if self.split not in get_args(Split):
+            raise UnknownNameError(unknown("split", self.split, get_args(Split)))
+
 
 class _Sides:
     """The bases, loaded when an arm first wants one."""
@@ -77,12 +83,27 @@ class _Sides:
             self._loaded[name] = self._plain() if name == "plain" else self._prepared()
         return self._loaded[name]
 
-    def _prepared(self) -> Side:
+    def require_prepared(self) -> None:
+        """Say that weights are missing or do not fit before a library is built.
+
+        Raises:
+            UnknownNameError: No weights are given.
+            WeightsError: They cannot be read or are of another network.
+        """
         if self._options.prepared is None:
             raise UnknownNameError(
                 "this arm needs a base that was prepared for cutting: give --prepared FILE"
             )
-        return self.of("plain").prepared(self._options.prepared)
+        options = self._options
+        build(
+            options.model,
+            num_classes=2,
+            weights=options.prepared,
+            image_size=options.image_size,
+        )
+
+    def _prepared(self) -> Side:
+        return self.of("plain").prepared(str(self._options.prepared))
 
     def _plain(self) -> Side:
         options, what = self._options, "library"
@@ -134,8 +155,10 @@ def run(
         for seed in range(seeds)
         for task in spread(world.drawn(seed, options.split, each=options.pictures), tasks)
     ]
+    if any(arm.base == "prepared" for arm in chosen):
+        sides.require_prepared()
     for arm in chosen:
-        sides.of(arm.base)  # what is missing is said before anything is measured
+        sides.of(arm.base)
     progress.begin("cases", len(drawn) * len(chosen))
     cases = []
     for task in drawn:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
 
+from fedsprig.errors import BudgetError, UnknownNameError
 from fedsprig.graph import GroupPlan, kept_index, materialize
 from fedsprig.masks import Budget, Mask, plan_macs, plan_parameters, solve
 from fedsprig.models import replace_head
 from fedsprig.seeds import derive_seed
+from fedsprig.spelling import unknown
 from fedsprig.subnetwork import AdapterConfig, attach_configured
 from fedsprig.training import TrainConfig, evaluate, fit, recalibrate, to_tensor
 from fedsprig.training.config import Augment, Optimiser, Schedule
@@ -59,6 +61,21 @@ class LocalSettings:
     rank: int = 8
     augment: Augment = "none"
     bf16: bool = False
+
+    def __post_init__(self) -> None:
+        """Check what the types cannot say.
+
+        Raises:
+            UnknownNameError: Nothing of that name trains.
+            BudgetError: A share that is none.
+            TrainingError: A setting out of its range.
+        """
+        if self.trains not in get_args(Trains):
+            raise UnknownNameError(unknown("thing that trains", self.trains, get_args(Trains)))
+        if self.macs is not None and not 0 < self.macs <= 1:
+            raise BudgetError(f"macs is {self.macs}: give a share above 0, 1 at most")
+        for trains in get_args(Trains):
+            self.training(trains, self.steps)
 
     def budget(self, plan: GroupPlan) -> Budget:
         """What the network must fit into."""
