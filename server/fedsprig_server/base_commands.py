@@ -11,7 +11,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from fedsprig_server.commands import Json, pairs
+from fedsprig_server.commands import Json
+from fedsprig_server.pairs import pairs
 
 base = typer.Typer(add_completion=False, no_args_is_help=True, help="Make base models ready.")
 

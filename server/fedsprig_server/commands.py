@@ -16,6 +16,7 @@ from rich.table import Table
 from fedsprig.errors import LibraryError
 from fedsprig_server.library import Library
 from fedsprig_server.library.database import FILE
+from fedsprig_server.pairs import pairs
 
 library = typer.Typer(
     add_completion=False, no_args_is_help=True, help="Fill a library, look into it and check it."
@@ -241,23 +242,6 @@ def _evaluate(
         )
     if json_file is not None:
         json_file.write_text(json.dumps(found, indent=1) + "\n")
-
-
-def pairs(items: list[str], option: str, *, empty: bool = False) -> dict[str, str]:
-    """Texts by name of ``NAME=VALUE``; a value may be empty where ``empty`` says so.
-
-    Raises:
-        typer.BadParameter: One of another form, or a name that is given twice.
-    """
-    found = {}
-    for item in items:
-        name, sign, value = item.partition("=")
-        if not (name and sign and (value or empty)):
-            raise typer.BadParameter(f"{item!r} is not of the form NAME=VALUE", param_hint=option)
-        if name in found:
-            raise typer.BadParameter(f"{name!r} is given twice", param_hint=option)
-        found[name] = value
-    return found
 
 
 def _counted(count: int, what: str) -> str:
