@@ -15,6 +15,11 @@ class Library(EntryStore, RunStore):
     Threads may share a library; processes may open one folder together.
     """
 
+    def stored_plan(self, digest: str) -> bytes | None:
+        """The plan that lies with a base, as ``Base.load`` asks for it; ``None`` for a new base."""
+        record = self.find_base(digest)
+        return None if record is None else self.blobs.get(record.plan)
+
     def verify(self) -> list[str]:
         """Every fault of rows and blobs in one line each; an empty list is a sound library.
 

@@ -11,6 +11,8 @@ from fedsprig_server.library.blobs import is_digest
 
 MAX_NAME: Final = 200
 MAX_ROUND: Final = 1 << 31
+STATE_BLOBS: Final = ("sketch", "scores", "masks", "healed", "adapter")
+"""Keys of a run's state that hold the digest of a blob, or a table of several."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +90,18 @@ class Run:
     round: int
     spec: dict[str, Any]
     state: dict[str, Any]
+
+    @property
+    def blobs(self) -> dict[str, str]:
+        """Digests of the blobs that its state names (``STATE_BLOBS``), by what they are."""
+        found = {}
+        for key in STATE_BLOBS:
+            named = self.state.get(key)
+            several = named if isinstance(named, dict) else {"": named}
+            for name, value in several.items():
+                if isinstance(value, str) and is_digest(value):
+                    found[f"{key} {name[:12]!r}" if name else key] = value
+        return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,6 +43,8 @@ def problems_of(
             problems += check(entry.adapter, f"{what}, adapter")
     for run, rounds in runs:
         what = f"run {run.name!r}"
+        for named, blob in run.blobs.items():
+            problems += check(blob, f"{what}, {named}")
         for done in rounds:
             problems += check(done.adapter, f"{what}, round {done.round}")
         numbers = [done.round for done in rounds]

@@ -220,6 +220,8 @@ def test_bases_are_kept_and_cannot_change(library: Library) -> None:
     library.add_base(record)
     assert library.find_base(record.digest) == record
     assert library.bases() == [record]
+    assert library.stored_plan(record.digest) == b"plan"
+    assert library.stored_plan("0" * 64) is None
     with pytest.raises(LibraryError, match="another plan or probe"):
         library.add_base(replace(record, probe=put(b"other")))
     with pytest.raises(LibraryError, match="put it first"):
@@ -349,6 +351,31 @@ def test_verify_names_every_fault(library: Library) -> None:
     assert "at round 1, but 2 is committed" in text
     assert "entry_masks names a row of entries" in text
     assert "sound" not in text.replace("unsound", "")
+
+
+def test_verify_reads_what_a_restarted_server_would_go_on_from(library: Library) -> None:
+    blobs = {
+        key: library.blobs.put(key.encode())
+        for key in ("sketch", "scores", "masks", "healed", "adapter")
+    }
+    state = {
+        "sketch": blobs["sketch"],
+        "scores": {"one_shot": blobs["scores"], "full": None},
+        "masks": {"phone": blobs["masks"]},
+        "healed": {blobs["masks"]: blobs["healed"]},
+        "adapter": blobs["adapter"],
+        "ledger": {"phone": "f" * 64},  # no blob
+        "server_seconds": 1.5,
+    }
+    library.save_run(Run("r", "done", 0, {}, state))
+    assert library.verify() == []
+    for key, blob in blobs.items():
+        path = library.blobs.folder / blob[:2] / blob
+        path.write_bytes(b"rot")
+        (problem,) = library.verify()
+        assert problem.startswith(f"run 'r', {key}")
+        assert "damaged" in problem
+        path.write_bytes(key.encode())
 
 
 def test_a_library_of_a_later_version_is_left_alone(tmp_path: Path) -> None:
