@@ -17,6 +17,7 @@ from fedsprig.errors import MessageError, NonFiniteUpdateError
 from fedsprig.graph import GroupPlan, KeptIndex, kept_axes, shrink_plan
 from fedsprig.masks import Mask, ScoreSet
 from fedsprig.tasks import TaskSketch, prototype_head
+from fedsprig.tasks.similarity import HeadValue
 from fedsprig.updates import decode_update
 from fedsprig.wire import Envelope, parse
 from fedsprig.wire import device_pb2 as pb
@@ -215,16 +216,21 @@ def read_sketch(
     return sketch, seconds
 
 
-def read_compared(answer: Envelope, *, heads: int, pictures: int) -> pb.CompareReply:
+def read_compared(
+    answer: Envelope, *, heads: int, pictures: int, value: HeadValue, classes: int
+) -> pb.CompareReply:
     """The answer to ``COMPARE``.
 
     Args:
         answer: From a device.
         heads: Classifiers that it was sent.
         pictures: That it has said to have.
+        value: That was asked for.
+        classes: Of the task.
 
     Raises:
         MessageError: Another number of values, or a number of pictures that cannot be.
+        SketchError: A value that this cannot be.
         NonFiniteUpdateError: Values that are not finite, or are too large to count with.
     """
     reply = parse(pb.CompareReply, answer.body)
@@ -238,6 +244,7 @@ def read_compared(answer: Envelope, *, heads: int, pictures: int) -> pb.CompareR
             "it must send its own number"
         )
     _check_floats([np.array(reply.values, np.float64)])
+    value.check(reply.values, classes)
     return reply
 
 

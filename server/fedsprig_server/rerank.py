@@ -8,7 +8,7 @@ import numpy as np
 
 from fedsprig.artifacts.digest import digest
 from fedsprig.tasks import Hit, SketchIndex, TaskSketch
-from fedsprig.tasks.similarity import entry_heads, rerank
+from fedsprig.tasks.similarity import HEAD_VALUES, entry_heads, rerank
 from fedsprig.tasks.similarity.packed_heads import pack_heads
 from fedsprig.wire import COMPARE, Envelope
 from fedsprig.wire import device_pb2 as pb
@@ -60,7 +60,11 @@ def reranked(
         dict.fromkeys(here.members, message),
         ledger,
         lambda device, answer: read_compared(
-            answer, heads=len(heads), pictures=int(pictures[device])
+            answer,
+            heads=len(heads),
+            pictures=int(pictures[device]),
+            value=HEAD_VALUES[selection.rerank],
+            classes=len(sketch.counts),
         ),
         whole=lambda _: Envelope(COMPARE, body, pack_heads(heads, probe)),
     )

@@ -6,9 +6,10 @@ import torch
 
 from fedsprig.adapters import is_statistic
 from fedsprig.artifacts import pack
-from fedsprig.errors import MessageError, NonFiniteUpdateError, UpdateError
+from fedsprig.errors import MessageError, NonFiniteUpdateError, SketchError, UpdateError
 from fedsprig.graph import trace_groups
 from fedsprig.models import build
+from fedsprig.tasks.similarity import HEAD_VALUES
 from fedsprig.updates import encode_update
 from fedsprig.wire import ATTENTION, COMPARE, CUT, EVALUATE, INSTALL, ROUND, Envelope
 from fedsprig.wire import device_pb2 as pb
@@ -35,17 +36,42 @@ def compared(values, pictures=4):
 
 
 def test_values_of_classifiers_are_counted_and_bounded():
-    reply = read_compared(compared([-1.5, 0.25]), heads=2, pictures=4)
-    assert list(reply.values) == [-1.5, 0.25]
+    asked = {"heads": 2, "pictures": 4, "value": HEAD_VALUES["h_score"], "classes": 3}
+    reply = read_compared(compared([1.5, 0.25]), **asked)
+    assert list(reply.values) == [1.5, 0.25]
     for values in ([], [0.0], [0.0] * 3):
         with pytest.raises(MessageError, match="for 2 classifiers"):
-            read_compared(compared(values), heads=2, pictures=4)
+            read_compared(compared(values), **asked)
     for value in (float("nan"), float("inf"), -1e31):
         with pytest.raises(NonFiniteUpdateError):
-            read_compared(compared([0.0, value]), heads=2, pictures=4)
+            read_compared(compared([0.0, value]), **asked)
     for pictures in (0, 5):
         with pytest.raises(MessageError, match="1 to 4"):
-            read_compared(compared([0.0, 0.0], pictures), heads=2, pictures=4)
+            read_compared(compared([0.0, 0.0], pictures), **asked)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "holds"),
+    [
+        ("leep", 0.0, True),
+        ("leep", -708.0, True),
+        ("leep", 1e-9, True),
+        ("leep", 0.1, False),
+        ("leep", -1e4, False),
+        ("h_score", 0.0, True),
+        ("h_score", 2.0, True),
+        ("h_score", -1e-9, True),
+        ("h_score", -0.1, False),
+        ("h_score", 2.1, False),
+    ],
+)
+def test_no_device_says_more_of_a_classifier_than_can_be_said(name, value, holds):
+    asked = {"heads": 1, "pictures": 4, "value": HEAD_VALUES[name], "classes": 3}
+    if holds:
+        assert list(read_compared(compared([value]), **asked).values) == [value]
+        return
+    with pytest.raises(SketchError, match=f"{name} of .* for 3 classes: it lies between"):
+        read_compared(compared([value]), **asked)
 
 
 @pytest.mark.parametrize("accuracy", [-0.1, 1.5, float("nan")])

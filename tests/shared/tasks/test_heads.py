@@ -141,6 +141,9 @@ def test_a_classifier_of_like_classes_suits_a_task_best(name: str) -> None:
         compare(Evidence(evidence.sketch), index)
     with pytest.raises(ProbeMismatchError):
         compare(Evidence(sketch(axes[:3], probe="b" * 64), evidence.features), index)
+    few = Features(array[:, :4], labels)
+    with pytest.raises(SketchError, match="4 features of the task's pictures, the library has 6"):
+        compare(Evidence(evidence.sketch, few), index)
 
 
 def test_a_head_gives_logits() -> None:

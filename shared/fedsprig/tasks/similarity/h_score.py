@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import numpy as np
 from numpy.typing import NDArray
 
 from fedsprig.tasks.prototype_head import class_means
 from fedsprig.tasks.similarity.evidence import Evidence
-from fedsprig.tasks.similarity.heads import compare_heads
+from fedsprig.tasks.similarity.heads import HeadValue, compare_heads
 from fedsprig.tasks.similarity.index import SketchIndex
 
 
@@ -60,6 +62,9 @@ def shrinkage(centred: NDArray[np.float64], covariance: NDArray[np.float64]) -> 
     return float(np.clip(noise / distance, 0, 1)) if distance > 0 else 0.0
 
 
+H_SCORE: Final = HeadValue("h_score", h_score, 0.0, lambda classes: classes - 1)
+
+
 def compare(
     evidence: Evidence, index: SketchIndex, entries: NDArray[np.int64] | None = None
 ) -> NDArray[np.float64]:
@@ -74,4 +79,4 @@ def compare(
         ProbeMismatchError: The task was described by another probe.
         SketchError: Its features are not at hand.
     """
-    return compare_heads("the H-score", h_score, evidence, index, entries)
+    return compare_heads(H_SCORE, evidence, index, entries)

@@ -8,17 +8,53 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsprig.errors import SketchError
 from fedsprig.tasks.prototype_head import prototype_head
 from fedsprig.tasks.similarity.evidence import Evidence, Features
 from fedsprig.tasks.similarity.index import SketchIndex
 
-HeadValue = Callable[[NDArray[np.float64], NDArray[np.int64]], float]
-"""Of a head's outputs (logits) ``[pictures, its classes]`` and labels ``[pictures]``: how well the
-head suits the task; greater is better."""
+TOLERANCE: Final = 1e-3
+"""By which rounding may take a value out of its range."""
+
+
+@dataclass(frozen=True, slots=True)
+class HeadValue:
+    """How well a head suits a task; greater is better.
+
+    Attributes:
+        name: Its name in ``HEAD_VALUES``.
+        of: Of a head's outputs (logits) ``[pictures, its classes]`` and labels ``[pictures]``.
+        least: No value is below.
+        most: No value is above, for a task of so many classes.
+    """
+
+    name: str
+    of: Callable[[NDArray[np.float64], NDArray[np.int64]], float]
+    least: float
+    most: Callable[[int], float]
+
+    def __call__(self, outputs: NDArray[np.float64], labels: NDArray[np.int64]) -> float:
+        """The value of these outputs."""
+        return self.of(outputs, labels)
+
+    def check(self, values: Sequence[float], classes: int) -> None:
+        """Refuse what this cannot be for a task of so many classes.
+
+        Raises:
+            SketchError: A value out of its range, or not a number.
+        """
+        most = self.most(classes)
+        for value in values:
+            if not self.least - TOLERANCE <= value <= most + TOLERANCE:
+                raise SketchError(
+                    f"{self.name} of {value:g} for {classes} classes: it lies between "
+                    f"{self.least:g} and {most:g}; compare again"
+                )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -62,7 +98,6 @@ def head_values(value: HeadValue, features: Features, heads: Sequence[Head]) -> 
 
 
 def compare_heads(
-    what: str,
     value: HeadValue,
     evidence: Evidence,
     index: SketchIndex,
@@ -71,7 +106,6 @@ def compare_heads(
     """The value of the entries' heads for a task; the similarities LEEP and H-score.
 
     Args:
-        what: Name of the value, for the message.
         value: The value.
         evidence: The new task with its features.
         index: The library.
@@ -82,7 +116,12 @@ def compare_heads(
         SketchError: Its features are not at hand, or are of another number.
     """
     index.check(evidence.sketch)
-    features = evidence.need_features(what)
+    features = evidence.need_features(value.name)
+    if len(index) and features.array.shape[1] != index.prototypes.shape[1]:
+        raise SketchError(
+            f"{features.array.shape[1]} features of the task's pictures, the library has "
+            f"{index.prototypes.shape[1]}: use the probe that its sketches were made with"
+        )
     if entries is None:
         entries = np.arange(len(index))
     if not len(entries):

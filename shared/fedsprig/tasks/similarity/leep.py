@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import numpy as np
 from numpy.typing import NDArray
 
 from fedsprig.tasks.similarity.evidence import Evidence
-from fedsprig.tasks.similarity.heads import compare_heads
+from fedsprig.tasks.similarity.heads import HeadValue, compare_heads
 from fedsprig.tasks.similarity.index import SketchIndex
+
+SMALLEST: Final = float(np.finfo(np.float64).tiny)
+"""Probability that counts for one that underflows."""
 
 
 def leep(probabilities: NDArray[np.float64], labels: NDArray[np.int64], classes: int) -> float:
@@ -32,13 +37,16 @@ def leep(probabilities: NDArray[np.float64], labels: NDArray[np.int64], classes:
     conditional = np.divide(joint, marginal, out=np.zeros_like(joint), where=marginal > 0)
     expected = (conditional[labels] * probabilities).sum(axis=1)
     # Rounding alone can take it above 1, or to 0 where everything underflows.
-    return float(np.log(np.clip(expected, np.finfo(np.float64).tiny, 1.0)).mean())
+    return float(np.log(np.clip(expected, SMALLEST, 1.0)).mean())
 
 
 def leep_of_outputs(outputs: NDArray[np.float64], labels: NDArray[np.int64]) -> float:
     """LEEP of a classifier's logits ``[n, z]``."""
     exponent = np.exp(outputs - outputs.max(axis=1, keepdims=True))
     return leep(exponent / exponent.sum(axis=1, keepdims=True), labels, int(labels.max()) + 1)
+
+
+LEEP: Final = HeadValue("leep", leep_of_outputs, float(np.log(SMALLEST)), lambda classes: 0.0)
 
 
 def compare(
@@ -55,4 +63,4 @@ def compare(
         ProbeMismatchError: The task was described by another probe.
         SketchError: Its features are not at hand.
     """
-    return compare_heads("LEEP", leep_of_outputs, evidence, index, entries)
+    return compare_heads(LEEP, evidence, index, entries)

@@ -41,7 +41,7 @@ SIMILARITIES: Final[Mapping[str, SimilarityMethod]] = MappingProxyType(
 )
 
 HEAD_VALUES: Final[Mapping[str, HeadValue]] = MappingProxyType(
-    {"leep": leep.leep_of_outputs, "h_score": h_score.h_score}
+    {value.name: value for value in (leep.LEEP, h_score.H_SCORE)}
 )
 """What a device can tell of the library's classifiers, for :func:`rerank`."""
 
