@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fedsprig.graph import GroupPlan, materialize
+from fedsprig.graph import GroupPlan
 from fedsprig.masks import Mask
-from fedsprig.models import ModelCard, replace_head
+from fedsprig.models import ModelCard
 from fedsprig.seeds import derive_seed
-from fedsprig.training import ImageSet, evaluate, recalibrate
-from fedsprig_server.library_build import set_class_mean_head, tensors
+from fedsprig.training import ImageSet
+from fedsprig_server.library_build import accuracy_of_cut, tensors
 
 MEASURED = 2048
 """Pictures of a source, at most, that class means are taken of, and that they are tried on."""
@@ -24,25 +24,22 @@ class Source:
     """One source of the operator's pictures, as a network takes them.
 
     Attributes:
-        images: Float ``[n, 3, s, s]`` that class means and statistics are taken of.
-        labels: Int64 ``[n]``.
-        held: Pictures held out.
-        held_labels: Theirs.
+        train: Pictures float ``[n, 3, s, s]`` and labels int64 ``[n]`` that class means and
+            statistics are taken of.
+        held: Those held out.
         classes: How many there are.
     """
 
-    images: Tensor
-    labels: Tensor
-    held: Tensor
-    held_labels: Tensor
+    train: tuple[Tensor, Tensor]
+    held: tuple[Tensor, Tensor]
     classes: int
 
     @classmethod
     def of(cls, rest: ImageSet, held: ImageSet, card: ModelCard, *, most: int, seed: int) -> Source:
         """At most that many pictures of each part, drawn evenly."""
         return cls(
-            *tensors(_drawn(rest, most, derive_seed(seed, "train")), card),
-            *tensors(_drawn(held, most, derive_seed(seed, "held")), card),
+            tensors(_drawn(rest, most, derive_seed(seed, "train")), card),
+            tensors(_drawn(held, most, derive_seed(seed, "held")), card),
             len(rest.classes),
         )
 
@@ -51,9 +48,9 @@ def accuracies(
     base: nn.Module,
     plan: GroupPlan,
     card: ModelCard,
-    masks: Mapping[float, Mask],
+    masks: Mapping[str, Mask],
     sources: Sequence[Source],
-) -> dict[float, float]:
+) -> dict[str, float]:
     """Share of held-out pictures that class means get right, the mean over the sources.
 
     Nothing is trained after the cut: statistics are measured anew on a source's own pictures and
@@ -63,18 +60,16 @@ def accuracies(
         base: At full width; left as it is.
         plan: Its groups.
         card: Its card.
-        masks: By the share of multiply-accumulates that they stand for.
+        masks: By name.
         sources: Each is a task of its own.
     """
     found = {}
-    for ratio, mask in masks.items():
-        right = []
-        for source in sources:
-            small = replace_head(materialize(base, plan, mask), card, source.classes)
-            recalibrate(small, source.images)
-            set_class_mean_head(small, card.head, source.images, source.labels, source.classes)
-            right.append(evaluate(small, source.held, source.held_labels).accuracy)
-        found[ratio] = sum(right) / len(right)
+    for name, mask in masks.items():
+        right = [
+            accuracy_of_cut(base, plan, card, mask, source.train, source.held, source.classes)
+            for source in sources
+        ]
+        found[name] = sum(right) / len(right)
     return found
 
 

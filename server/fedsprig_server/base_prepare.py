@@ -47,8 +47,8 @@ class PreparedBase:
         base: Digest of the base that they are, as a library names it.
         original: That of the base which was prepared.
         masks: Whose scores the measured masks follow: ``"library"`` or ``"magnitude"``.
-        before: Held-out accuracy right after the cut, by the share of MACs that is kept, of the
-            original.
+        before: Held-out accuracy right after the cut, by the share of MACs that is kept, written
+            as in JSON (``"1"``, ``"0.25"``), of the original.
         after: Of the prepared base, under the same masks.
         steps: How long it was trained.
         seed: Of everything.
@@ -103,11 +103,8 @@ def prepare_base(
         require_classes(given)
     require_writable(out)
 
-    def stored_plan(name: str) -> bytes | None:
-        record = None if library is None else library.find_base(name)
-        return None if record is None or library is None else library.blobs.get(record.plan)
-
-    base = Base.load(model, weights, image_size=image_size, stored_plan=stored_plan)
+    known: dict[str, Any] = {} if library is None else {"stored_plan": library.stored_plan}
+    base = Base.load(model, weights, image_size=image_size, **known)
     scores = [] if library is None else _scores(library, base)
     run = _run_digest(base, pictures, scores, config, held_out, seed)
     folder = out.with_name(f"{out.name}.unfinished")
@@ -121,7 +118,7 @@ def prepare_base(
     masks = _masks(base, scores, config)
     checkpoint = journal.checkpoint("training")
     if "before" in checkpoint.state:
-        before = {float(ratio): value for ratio, value in checkpoint.state["before"].items()}
+        before = checkpoint.state["before"]
     else:
         told("measuring", 0, 1)
         before = accuracies(base.module, base.plan, base.card, masks, measured)
@@ -135,8 +132,8 @@ def prepare_base(
         base=BaseWeights.of(model, base.module, base.card.head).digest,
         original=base.digest,
         masks="library" if scores else "magnitude",
-        before=_texts(before),
-        after=_texts(after),
+        before=before,
+        after=after,
         steps=config.steps,
         seed=seed,
     )
@@ -196,12 +193,12 @@ def _scores(library: Library, base: Base) -> list[ScoreSet]:
     return [library.scores(entry, base.plan) for entry in entries]
 
 
-def _masks(base: Base, scores: Sequence[ScoreSet], config: PrepareConfig) -> dict[float, Mask]:
-    """The masks that both bases are measured under, from whole to smallest."""
+def _masks(base: Base, scores: Sequence[ScoreSet], config: PrepareConfig) -> dict[str, Mask]:
+    """The masks that both bases are measured under, from whole to smallest, by written ratio."""
     ranked = mean_order(scores or [score("magnitude", base.module, base.plan)])
-    masks = {1.0: Mask.full(base.plan)}
+    masks = {_written(1): Mask.full(base.plan)}
     for ratio in reversed(config.ratios):
-        masks[ratio] = solve(ranked, base.plan, Budget.fraction(base.plan, macs=ratio))
+        masks[_written(ratio)] = solve(ranked, base.plan, Budget.fraction(base.plan, macs=ratio))
     return masks
 
 
@@ -254,5 +251,5 @@ def _finished(out: Path, run: str) -> PreparedBase:
     return PreparedBase(**{**kept, "file": str(out)})
 
 
-def _texts(values: Mapping[float, float]) -> dict[str, float]:
-    return {f"{ratio:g}": value for ratio, value in values.items()}
+def _written(ratio: float) -> str:
+    return f"{ratio:.12g}"

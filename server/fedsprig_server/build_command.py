@@ -73,11 +73,7 @@ def build(
     with Library(folder) as library, Progress(console=console, transient=True) as bars:
         bar = bars.add_task("reading the base")
 
-        def stored_plan(digest: str) -> bytes | None:
-            record = library.find_base(digest)
-            return None if record is None else library.blobs.get(record.plan)
-
-        base = Base.load(model, weights, image_size=image_size, stored_plan=stored_plan)
+        base = Base.load(model, weights, image_size=image_size, stored_plan=library.stored_plan)
 
         def told(stage: str, done: int, steps: int) -> None:
             bars.update(bar, description=stage, completed=done, total=steps)

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedsprig.graph import shrink_plan
+from fedsprig.graph import GroupPlan, materialize, shrink_plan
+from fedsprig.masks import Mask
 from fedsprig.models import ModelCard, replace_head
 from fedsprig.scoring import score
 from fedsprig.seeds import derive_seed
@@ -145,7 +146,7 @@ def _entry(
 ) -> Entry:
     described = described_task(library, base, probe_digest, task)
     images, labels = tensors(task.pictures, base.card)
-    seed = derive_seed(config.seed, "library", task.name)
+    seed = task_seed(config.seed, task.name)
     module = started(base, images, labels, len(task.pictures.classes))
     if config.steps:
         training = TrainConfig(
@@ -179,6 +180,11 @@ def _entry(
     )
 
 
+def task_seed(seed: int, name: str) -> int:
+    """What a task's pictures are divided and trained by, from the seed of the whole build."""
+    return derive_seed(seed, "library", name)
+
+
 def _drawn(task: LibraryTask, share: int, seed: int) -> ImageSet:
     """Up to ``share`` pictures at random: a set often lies class by class."""
     order = np.random.default_rng(seed).permutation(len(task.pictures))
@@ -196,6 +202,35 @@ def started(base: Base, images: Tensor, labels: Tensor, classes: int) -> nn.Modu
     recalibrate(module, images)
     set_class_mean_head(module, base.card.head, images, labels, classes)
     return module
+
+
+def accuracy_of_cut(
+    base: nn.Module,
+    plan: GroupPlan,
+    card: ModelCard,
+    mask: Mask,
+    train: tuple[Tensor, Tensor],
+    held: tuple[Tensor, Tensor],
+    classes: int,
+) -> float:
+    """Share of held-out pictures that a network gets right after it was cut, with no training.
+
+    Statistics are measured anew on the other pictures, and the classifier is that of their class
+    means, as a device of a new task begins.
+
+    Args:
+        base: At full width; left as it is.
+        plan: Its groups.
+        card: Its card.
+        mask: What is kept.
+        train: Pictures and labels to start from.
+        held: Those that are counted.
+        classes: Of the task.
+    """
+    small = replace_head(materialize(base, plan, mask), card, classes)
+    recalibrate(small, train[0])
+    set_class_mean_head(small, card.head, *train, classes)
+    return evaluate(small, *held).accuracy
 
 
 def set_class_mean_head(

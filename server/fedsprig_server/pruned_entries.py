@@ -32,6 +32,7 @@ from fedsprig_server.library_build import (
     base_record,
     described_task,
     started,
+    task_seed,
     tensors,
 )
 
@@ -117,7 +118,7 @@ def prune_into_library(
 
 def _job(base: Base, task: LibraryTask, config: PrunedEntryConfig) -> tuple[Job, ImageSet]:
     """A task's job, and the pictures that it trains on."""
-    seed = derive_seed(config.seed, "library", task.name)
+    seed = task_seed(config.seed, task.name)
     train, validation = hold_out(task.pictures, config.held_out, seed=seed)
     classes = len(task.pictures.classes)
     images, labels = tensors(train, base.card)

@@ -5,14 +5,23 @@ import pytest
 import torch
 from torch import nn
 
+from fedsprig.artifacts import state_digest
 from fedsprig.errors import TooFewClassesError
 from fedsprig.graph import shrink_plan
+from fedsprig.masks import Mask
 from fedsprig.subnetwork import build_subnetwork
 from fedsprig.tasks import TaskSketch
-from fedsprig.training import ImageSet
+from fedsprig.training import ImageSet, evaluate
 from fedsprig_server.base import Base
 from fedsprig_server.library import Library
-from fedsprig_server.library_build import BuildConfig, LibraryTask, build_library
+from fedsprig_server.library_build import (
+    BuildConfig,
+    LibraryTask,
+    accuracy_of_cut,
+    build_library,
+    started,
+    tensors,
+)
 
 CONFIG = BuildConfig(steps=2, batch_size=8, seed=5)
 
@@ -127,3 +136,16 @@ def test_the_base_is_left_as_it_was(base, reference):
     for name, value in base.module.state_dict().items():
         assert torch.equal(value, fresh.module.state_dict()[name]), name
     assert not any(isinstance(m, nn.BatchNorm2d) and m.training for m in base.module.modules())
+
+
+def test_a_cut_that_keeps_everything_is_the_base_that_was_started(base):
+    images, labels = tensors(TASKS[0].pictures, base.card)
+    half = (images[::2], labels[::2]), (images[1::2], labels[1::2])
+    before = state_digest(base.module.state_dict())
+    whole = accuracy_of_cut(base.module, base.plan, base.card, Mask.full(base.plan), *half, 2)
+    assert whole == evaluate(started(base, *half[0], 2), *half[1]).accuracy
+    dark = torch.zeros_like(images[1::2]), labels[1::2]
+    mask = Mask.random(base.plan, 0.5, np.random.default_rng(0))
+    # Pictures that are all alike are all of one class.
+    assert accuracy_of_cut(base.module, base.plan, base.card, mask, half[0], dark, 2) == 0.5
+    assert state_digest(base.module.state_dict()) == before

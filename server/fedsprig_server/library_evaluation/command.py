@@ -75,7 +75,11 @@ def evaluate_library(
     def budget(plan: GroupPlan) -> Budget:
         return _budget(macs, weight_bytes, plan)
 
-    base = _base(library, model, weights, image_size) if sources else None
+    base = (
+        Base.load(model, weights, image_size=image_size, stored_plan=library.stored_plan)
+        if sources
+        else None
+    )
     tasks = [
         LibraryTask(name, pictures_of(source, model, image_size))
         for name, source in sources.items()
@@ -129,14 +133,6 @@ class _Watched(AbstractContextManager[Progress]):
 
     def _told(self, stage: str, done: int, steps: int) -> None:
         self._bars.update(self._bar, description=stage, completed=done, total=steps)
-
-
-def _base(library: Library, model: str, weights: str | None, image_size: int | None) -> Base:
-    def stored_plan(digest: str) -> bytes | None:
-        record = library.find_base(digest)
-        return None if record is None else library.blobs.get(record.plan)
-
-    return Base.load(model, weights, image_size=image_size, stored_plan=stored_plan)
 
 
 def _budget(macs: str | None, weight_bytes: str | None, plan: GroupPlan) -> Budget:

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from fedsprig.errors import LibraryError
-from fedsprig.graph import materialize
 from fedsprig.masks import Mask
-from fedsprig.models import replace_head
 from fedsprig.pruning import silent
-from fedsprig.seeds import derive_seed
-from fedsprig.training import evaluate, hold_out, recalibrate
+from fedsprig.training import evaluate, hold_out
 from fedsprig_server.base import Base
-from fedsprig_server.library_build import LibraryTask, set_class_mean_head, started, tensors
+from fedsprig_server.library_build import LibraryTask, accuracy_of_cut, started, task_seed, tensors
 from fedsprig_server.library_evaluation.choice import Choice
 from fedsprig_server.library_evaluation.evaluation import Evaluation
 from fedsprig_server.library_evaluation.ways import MEAN, Progress
@@ -71,17 +67,18 @@ def losses(
         LibraryError: Pictures of another number of classes than the entry has.
     """
     subject = evaluation.subject
+    entries = [subject.names.index(task.name) for task in tasks]
+    rows = [subject.rows.tolist().index(entry) for entry in entries]
+    predicted = {way.label: evaluation.masks(way, rows) for way in (MEAN, choice.best)}
     found = []
-    for number, task in enumerate(tasks):
-        entry = subject.names.index(task.name)
+    for number, (task, entry, row) in enumerate(zip(tasks, entries, rows, strict=True)):
         classes = len(task.pictures.classes)
         if classes != subject.classes(entry):
             raise LibraryError(
                 f"the task {task.name!r} has {subject.classes(entry)} classes, its pictures "
                 f"{classes}: give it the pictures that it was built from"
             )
-        row = subject.rows.tolist().index(entry)
-        rest, held = hold_out(task.pictures, held_out, seed=derive_seed(seed, "library", task.name))
+        rest, held = hold_out(task.pictures, held_out, seed=task_seed(seed, task.name))
         measure = _Measure(base, tensors(rest, base.card), tensors(held, base.card), classes)
         found.append(
             TaskLoss(
@@ -90,7 +87,7 @@ def losses(
                 whole=measure.whole(),
                 own=measure.cut(evaluation.own_mask(row)),
                 predicted={
-                    way.label: measure.cut(evaluation.mask(way, row)) for way in (MEAN, choice.best)
+                    label: measure.cut(masks[number]) for label, masks in predicted.items()
                 },
                 random=measure.cut(evaluation.random_mask(row)),
             )
@@ -112,9 +109,7 @@ class _Measure:
         return evaluate(started(self.base, *self.rest, self.classes), *self.held).accuracy
 
     def cut(self, mask: Mask) -> float:
-        card = self.base.card
-        module = replace_head(copy.deepcopy(self.base.module), card, self.classes)
-        small = materialize(module, self.base.plan.with_num_classes(self.classes), mask)
-        recalibrate(small, self.rest[0])
-        set_class_mean_head(small, card.head, *self.rest, self.classes)
-        return evaluate(small, *self.held).accuracy
+        base = self.base
+        return accuracy_of_cut(
+            base.module, base.plan, base.card, mask, self.rest, self.held, self.classes
+        )
