@@ -69,7 +69,8 @@ class SelectionConfig:
         similarity: What the library is searched by, a name of ``fedsprig.tasks.SIMILARITIES`` that
             needs a sketch alone.
         rerank: What devices are asked about the best entries, a name of
-            ``fedsprig.tasks.similarity.HEAD_VALUES``; empty: nothing.
+            ``fedsprig.tasks.similarity.HEAD_VALUES``; empty: nothing. The score mask must be one
+            that reads similarities.
         shortlist: How many entries that are; the others then get no weight.
         score_mask: A name of ``SCORE_MASKS`` there; ``auto``: the library decides on both and on
             the temperature (docs/retrieval.md).
@@ -94,6 +95,16 @@ class SelectionConfig:
             raise RunError(f"shortlist {self.shortlist}: rerank 1 entry or more")
         if self.score_mask not in (AUTO, *SCORE_MASKS):
             raise RunError(unknown("score mask", self.score_mask, (AUTO, *SCORE_MASKS)))
+        if self.rerank and self.score_mask not in by_similarity():
+            raise RunError(
+                f"rerank with score_mask {self.score_mask!r}, which does not read what devices "
+                f"say: use {', '.join(by_similarity())}, or leave rerank away"
+            )
+
+
+def by_similarity() -> tuple[str, ...]:
+    """The score masks that make something of :attr:`SelectionConfig.rerank`."""
+    return tuple(name for name, way in SCORE_MASKS.items() if way.by_similarity)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -130,7 +130,7 @@ def test_with_one_neighbour_the_pictures_decide() -> None:
 @pytest.mark.parametrize(("method", "times"), [("mean", 4 / 3), ("nearest", 2), ("weighted", 2)])
 def test_how_far_tasks_lie_from_what_is_said_of_them(method: str, times: float) -> None:
     # At this temperature the weighted scores are those of the nearest, and as uncertain.
-    prior = SCORE_MASKS[method](TASK, NEAR, Settings(temperature=0.01))
+    prior = SCORE_MASKS[method].prior(TASK, NEAR, Settings(temperature=0.01))
     assert prior.spread is not None
     variance = np.var([item.scores.normalised().flat for item in NEAR], axis=0, ddof=1)
     np.testing.assert_allclose(prior.spread(), times * variance, rtol=1e-5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
@@ -29,17 +30,33 @@ OWN_HALF: Final = 40.0
 """Pictures a class at which a device's own score counts as much as the library's: in the first
 trial the two were equally good at 40 a class, and the own score poor below about 10."""
 
-ScoreMask = Callable[[TaskSketch, Sequence[Neighbour], Settings], Prior]
-"""A way from the neighbours of a task, at least one, to what they say of its units."""
+
+@dataclass(frozen=True, slots=True)
+class ScoreMask:
+    """A way from the neighbours of a task to the scores of its units.
+
+    Attributes:
+        name: Its name in ``SCORE_MASKS``.
+        prior: What it makes of a sketch, of at least one neighbour, and of the settings.
+        by_similarity: Whether the similarities of the neighbours decide how much each counts.
+    """
+
+    name: str
+    prior: Callable[[TaskSketch, Sequence[Neighbour], Settings], Prior]
+    by_similarity: bool = True
+
 
 SCORE_MASKS: Final[Mapping[str, ScoreMask]] = MappingProxyType(
     {
-        "weighted": weighted,
-        "mean": mean,
-        "nearest": nearest,
-        "votes": votes,
-        "importance_votes": importance_votes,
-        "ridge": ridge,
+        way.name: way
+        for way in (
+            ScoreMask("weighted", weighted),
+            ScoreMask("mean", mean, by_similarity=False),
+            ScoreMask("nearest", nearest),
+            ScoreMask("votes", votes),
+            ScoreMask("importance_votes", importance_votes),
+            ScoreMask("ridge", ridge, by_similarity=False),
+        )
     }
 )
 
@@ -100,7 +117,7 @@ def score_mask(
         raise LibraryError("own_weight and own_error exclude each other: give one of the two")
     if not neighbours and own is not None:
         return own.normalised()
-    prior = way(sketch, neighbours, settings)
+    prior = way.prior(sketch, neighbours, settings)
     if own is None:
         return prior.scores
     if own_error is not None and len(neighbours) > 1:
