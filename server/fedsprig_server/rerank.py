@@ -9,7 +9,7 @@ import numpy as np
 from fedsprig.artifacts.digest import digest
 from fedsprig.tasks import Hit, SketchIndex, TaskSketch
 from fedsprig.tasks.similarity import HEAD_VALUES, entry_heads, rerank
-from fedsprig.tasks.similarity.packed_heads import pack_heads
+from fedsprig.tasks.similarity.packed_heads import pack_heads, that_travel
 from fedsprig.wire import COMPARE, Envelope
 from fedsprig.wire import device_pb2 as pb
 from fedsprig_server.attendance import Attendance
@@ -47,11 +47,12 @@ def reranked(
         ledger: Told of what this costs.
 
     Returns:
-        Those hits, best first; the others are left out.
+        Those hits, best first; the others are left out. Where none can be asked about, the best as
+        they were.
     """
-    best = hits[: selection.shortlist]
+    best = askable(hits[: selection.shortlist], index)
     if not best:
-        return ()
+        return tuple(hits[: selection.shortlist])
     places = index.positions([hit.name for hit in best])
     heads = entry_heads(index, places, spread=sketch.spread)
     body = pb.CompareRequest(probe=digest(probe), value=selection.rerank).SerializeToString()
@@ -74,3 +75,9 @@ def reranked(
     weights = [reply.pictures for reply in replies]
     values = np.average([reply.values for reply in replies], axis=0, weights=weights)
     return rerank(best, values.tolist())
+
+
+def askable(hits: Sequence[Hit], index: SketchIndex) -> list[Hit]:
+    """Hits whose classifiers a device can compare with: one of too many classes is left out."""
+    sizes = np.diff(index.starts)[index.positions([hit.name for hit in hits])]
+    return [hits[at] for at in that_travel(sizes.tolist())]

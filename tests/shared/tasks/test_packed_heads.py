@@ -10,9 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedsprig.artifacts import pack, unpack
-from fedsprig.errors import ArtifactError, TruncatedArtifactError
+from fedsprig.errors import ArtifactError, LimitError, TruncatedArtifactError
 from fedsprig.tasks.similarity import Head
-from fedsprig.tasks.similarity.packed_heads import pack_heads, unpack_heads
+from fedsprig.tasks.similarity.packed_heads import (
+    MAX_CLASSES,
+    MAX_CLASSES_IN_ALL,
+    MAX_HEADS,
+    pack_heads,
+    that_travel,
+    unpack_heads,
+)
 
 
 def heads_of(rng: np.random.Generator, sizes: tuple[int, ...], scale: float = 1.0) -> list[Head]:
@@ -85,3 +92,47 @@ def test_bytes_that_end_early_are_refused() -> None:
     data = pack_heads(heads_of(np.random.default_rng(0), (2,)))
     with pytest.raises(TruncatedArtifactError):
         unpack_heads(data[:-1])
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ([MAX_CLASSES + 1], "1,001 classes"),
+        ([1] * (MAX_HEADS + 1), "1,001 classifiers"),
+        ([MAX_CLASSES] * (MAX_CLASSES_IN_ALL // MAX_CLASSES) + [1], "20,001 classes in all"),
+    ],
+)
+def test_a_device_is_not_asked_for_more_than_it_can_hold(sizes: list[int], message: str) -> None:
+    total = sum(sizes)
+    arrays: dict[str, Any] = {
+        "weights": np.zeros((total, 1), np.float16),
+        "scales": np.ones(len(sizes), np.float32),
+        "biases": np.zeros(total, np.float32),
+        "sizes": np.array(sizes, np.int64),
+    }
+    with pytest.raises(LimitError, match=message):
+        unpack_heads(pack(arrays))
+    fits = that_travel(sizes)
+    assert fits == [at for at in range(len(sizes)) if sizes[at] <= MAX_CLASSES][: len(fits)]
+    assert len(fits) == min(len(sizes) - 1, MAX_HEADS)
+    heads = [Head(np.ones((size, 1), np.float32), np.zeros(size, np.float32)) for size in sizes]
+    with pytest.raises(LimitError, match=message):
+        pack_heads(heads)
+    if fits:
+        assert len(unpack_heads(pack_heads([heads[at] for at in fits]))[0]) == len(fits)
+
+
+def test_what_is_too_large_lets_later_ones_travel() -> None:
+    assert that_travel([2, MAX_CLASSES + 1, 3]) == [0, 2]
+    full = [MAX_CLASSES] * (MAX_CLASSES_IN_ALL // MAX_CLASSES - 1)
+    assert that_travel([*full, 999, 2, 1]) == [*range(len(full) + 1), len(full) + 2]
+
+
+def test_weights_that_their_scale_makes_infinite_are_refused() -> None:
+    arrays, _ = unpack(pack_heads(heads_of(np.random.default_rng(0), (2, 1))))
+    largest = np.finfo(np.float32).max
+    whole = unpack_heads(pack(arrays | {"scales": np.full(2, largest, np.float32)}))[0]
+    assert all(np.isfinite(head.weight).all() for head in whole)
+    arrays["weights"] *= np.float16(2)
+    with pytest.raises(ArtifactError, match="send them again"):
+        unpack_heads(pack(arrays | {"scales": np.full(2, largest, np.float32)}))

@@ -17,7 +17,6 @@ MAX_CLASSES: Final = 1000
 MAX_CLASSES_IN_ALL: Final = 20_000
 """Of all classifiers that travel together."""
 MAX_HEADS: Final = 1000
-_LIMITS: Final = Limits(tensors=len(("weights", "scales", "biases", "sizes", "probe")))
 _NONE: Final = "the classifiers to compare with are none: send them again"
 _DTYPES = {
     "weights": np.dtype(np.float16),
@@ -25,6 +24,7 @@ _DTYPES = {
     "biases": np.dtype(np.float32),
     "sizes": np.dtype(np.int64),
 }
+_LIMITS: Final = Limits(tensors=len(_DTYPES) + 1)  # and the probe
 
 
 def that_travel(sizes: Sequence[int]) -> list[int]:
@@ -32,7 +32,8 @@ def that_travel(sizes: Sequence[int]) -> list[int]:
 
     One that is too large, alone or with those before it, is left out.
     """
-    chosen, total = [], 0
+    chosen: list[int] = []
+    total = 0
     for place, size in enumerate(sizes):
         if size <= min(MAX_CLASSES, MAX_CLASSES_IN_ALL - total) and len(chosen) < MAX_HEADS:
             chosen.append(place)
