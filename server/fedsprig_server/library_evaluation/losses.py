@@ -86,9 +86,7 @@ def losses(
                 pictures=len(held),
                 whole=measure.whole(),
                 own=measure.cut(evaluation.own_mask(row)),
-                predicted={
-                    label: measure.cut(masks[number]) for label, masks in predicted.items()
-                },
+                predicted={label: measure.cut(masks[number]) for label, masks in predicted.items()},
                 random=measure.cut(evaluation.random_mask(row)),
             )
         )
