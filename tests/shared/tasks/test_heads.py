@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from fedsprig.errors import ProbeMismatchError, SketchError
 from fedsprig.tasks import SIMILARITIES, Evidence, Features, SketchIndex, TaskSketch, prototype_head
-from fedsprig.tasks.similarity import HEAD_VALUES, Head, entry_heads, head_values
+from fedsprig.tasks.similarity import HEAD_VALUES, Head, HeadValue, entry_heads, head_values
 from fedsprig.tasks.similarity.h_score import h_score, shrinkage
 from fedsprig.tasks.similarity.leep import leep, leep_of_outputs
 
@@ -166,3 +166,39 @@ def test_a_head_gives_logits() -> None:
 def test_features_that_are_none_are_refused(array: np.ndarray, labels: np.ndarray) -> None:
     with pytest.raises(SketchError, match="use finite float32"):
         Features(array, labels)
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1e38, 1e100, 1e200])
+def test_the_h_score_is_the_same_at_every_scale(scale: float) -> None:
+    rng = np.random.default_rng(0)
+    outputs, labels = rng.normal(size=(40, 4)), rng.integers(0, 3, 40)
+    assert h_score(scale * outputs, labels) == pytest.approx(h_score(outputs, labels))
+
+
+@pytest.mark.parametrize("value", HEAD_VALUES.values())
+def test_values_of_nothing_or_of_no_numbers_are_refused(value: HeadValue) -> None:
+    with pytest.raises(SketchError, match="no pictures"):
+        value(np.zeros((0, 3)), np.zeros(0, np.int64))
+    for wrong in (np.inf, -np.inf, np.nan):
+        with pytest.raises(SketchError, match="not finite"):
+            value(np.array([[0.0, wrong], [1.0, 2.0]]), np.array([0, 1]))
+    with pytest.raises(SketchError, match="no pictures"):
+        leep(np.zeros((0, 3)), np.zeros(0, np.int64), 2)
+
+
+@pytest.mark.parametrize("value", HEAD_VALUES.values())
+def test_only_classes_that_are_there_take_room(value: HeadValue) -> None:
+    rng = np.random.default_rng(0)
+    outputs, labels = rng.normal(size=(9, 3)), rng.integers(0, 3, 9)
+    # An array by label would take 2^65 bytes.
+    far = np.array([5, 2**62, 7])[labels]
+    assert value(outputs, far) == pytest.approx(value(outputs, labels))
+
+
+@pytest.mark.parametrize("name", ["leep", "h_score"])
+def test_labels_that_the_sketch_does_not_have_are_refused(name: str) -> None:
+    index = SketchIndex.build(["a"], [sketch(np.eye(6)[:3], 1.0)])
+    array = np.ones((2, 6), np.float32)
+    evidence = Evidence(sketch(np.eye(6)[:3]), Features(array, np.array([0, 4])))
+    with pytest.raises(SketchError, match="label 4, the sketch has 4 classes"):
+        SIMILARITIES[name].compare(evidence, index)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from itertools import permutations
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedsprig.errors import LibraryError
 from fedsprig.tasks import SIMILARITIES, Evidence, SketchIndex, TaskSketch
 from fedsprig.tasks.similarity import cosines
 from fedsprig.tasks.similarity.transport import transport_cost
@@ -72,3 +74,25 @@ def test_entries_of_many_sizes_keep_their_places(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(cosines, "CHUNK_ENTRIES", 5)
     np.testing.assert_allclose(transport(task, index), one_by_one, atol=1e-6)
     assert int(np.argmax(one_by_one)) == 3
+
+
+@pytest.mark.parametrize(
+    ("costs", "changes"),
+    [
+        (np.full((1, 2, 2), np.nan), {}),
+        (np.full((1, 2, 2), np.inf), {}),
+        (np.zeros((1, 0, 2)), {}),
+        (np.zeros((1, 2, 0)), {}),
+        (np.zeros((2, 2)), {}),
+        (np.zeros((1, 2, 2)), {"epsilon": 0.0}),
+        (np.zeros((1, 2, 2)), {"epsilon": 1e-320}),
+        (np.zeros((1, 2, 2)), {"epsilon": np.nan}),
+        (np.zeros((1, 2, 2)), {"iterations": 0}),
+    ],
+)
+def test_costs_that_nothing_can_be_transported_at_are_refused(
+    costs: np.ndarray, changes: dict[str, Any]
+) -> None:
+    with pytest.raises(LibraryError, match="transport"):
+        transport_cost(costs, **changes)
+    assert transport_cost(np.zeros((0, 2, 2))).shape == (0,)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from fedsprig.tasks.prototype_head import class_means
 from fedsprig.tasks.similarity.evidence import Evidence
-from fedsprig.tasks.similarity.heads import HeadValue, compare_heads
+from fedsprig.tasks.similarity.heads import HeadValue, check_outputs, compare_heads
 from fedsprig.tasks.similarity.index import SketchIndex
 
 
@@ -28,7 +28,13 @@ def h_score(outputs: NDArray[np.float64], labels: NDArray[np.int64]) -> float:
 
     Returns:
         From 0 to ``min(z, classes - 1)``; greater is better. 0 where the outputs do not vary.
+
+    Raises:
+        SketchError: No outputs, or some that are not finite.
     """
+    check_outputs(outputs, "h_score")
+    # Fourth powers of large outputs overflow. A power of two changes no digit.
+    outputs = np.ldexp(outputs, -int(np.frexp(np.abs(outputs).max())[1]))
     centred = outputs - outputs.mean(axis=0)
     covariance = centred.T @ centred / len(centred)
     scale = float(np.trace(covariance)) / len(covariance)
@@ -36,7 +42,8 @@ def h_score(outputs: NDArray[np.float64], labels: NDArray[np.int64]) -> float:
         return 0.0
     intensity = shrinkage(centred, covariance)
     shrunk = (1 - intensity) * covariance + intensity * scale * np.eye(len(covariance))
-    means, counts = class_means(centred, labels, int(labels.max()) + 1)
+    present, numbers = np.unique(labels, return_inverse=True)
+    means, counts = class_means(centred, numbers, len(present))
     between = (means * counts[:, None]).T @ means / len(centred)
     # The outputs of a classifier of class means have a direction without variance: between classes
     # there is none either, so that the pseudo-inverse leaves out nothing.

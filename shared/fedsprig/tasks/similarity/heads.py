@@ -57,6 +57,18 @@ class HeadValue:
                 )
 
 
+def check_outputs(outputs: NDArray[np.float64], name: str) -> None:
+    """Refuse outputs ``[pictures, classes]`` that the value of that name cannot be taken of.
+
+    Raises:
+        SketchError: There are none, or some are not finite.
+    """
+    if not outputs.size:
+        raise SketchError(f"{name} of no pictures: give it one or more")
+    if not np.isfinite(outputs).all():
+        raise SketchError(f"{name} of outputs that are not finite: check the classifier's weights")
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Head:
     """A linear classifier: weight float32 ``[classes, features]``, bias float32 ``[classes]``."""
@@ -113,7 +125,8 @@ def compare_heads(
 
     Raises:
         ProbeMismatchError: The task was described by another probe.
-        SketchError: Its features are not at hand, or are of another number.
+        SketchError: Its features are not at hand, or are of another number, or of classes that
+            its sketch does not have.
     """
     index.check(evidence.sketch)
     features = evidence.need_features(value.name)
@@ -121,6 +134,11 @@ def compare_heads(
         raise SketchError(
             f"{features.array.shape[1]} features of the task's pictures, the library has "
             f"{index.prototypes.shape[1]}: use the probe that its sketches were made with"
+        )
+    classes, last = len(evidence.sketch.counts), int(features.labels.max())
+    if last >= classes:
+        raise SketchError(
+            f"label {last}, the sketch has {classes} classes: describe the pictures that it is of"
         )
     if entries is None:
         entries = np.arange(len(index))

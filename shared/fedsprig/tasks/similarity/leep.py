@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsprig.tasks.similarity.evidence import Evidence
-from fedsprig.tasks.similarity.heads import HeadValue, compare_heads
+from fedsprig.tasks.similarity.heads import HeadValue, check_outputs, compare_heads
 from fedsprig.tasks.similarity.index import SketchIndex
 
 SMALLEST: Final = float(np.finfo(np.float64).tiny)
@@ -30,7 +30,11 @@ def leep(probabilities: NDArray[np.float64], labels: NDArray[np.int64], classes:
 
     Returns:
         Never above 0; greater is better.
+
+    Raises:
+        SketchError: No probabilities, or some that are not finite.
     """
+    check_outputs(probabilities, "leep")
     joint = np.zeros((classes, probabilities.shape[1]))
     np.add.at(joint, labels, probabilities / len(labels))
     marginal = joint.sum(axis=0)
@@ -41,9 +45,11 @@ def leep(probabilities: NDArray[np.float64], labels: NDArray[np.int64], classes:
 
 
 def leep_of_outputs(outputs: NDArray[np.float64], labels: NDArray[np.int64]) -> float:
-    """LEEP of a classifier's logits ``[n, z]``."""
+    """LEEP of a classifier's logits ``[n, z]``; errors as in :func:`leep`."""
+    check_outputs(outputs, "leep")
     exponent = np.exp(outputs - outputs.max(axis=1, keepdims=True))
-    return leep(exponent / exponent.sum(axis=1, keepdims=True), labels, int(labels.max()) + 1)
+    present, numbers = np.unique(labels, return_inverse=True)
+    return leep(exponent / exponent.sum(axis=1, keepdims=True), numbers, len(present))
 
 
 LEEP: Final = HeadValue("leep", leep_of_outputs, float(np.log(SMALLEST)), lambda classes: 0.0)

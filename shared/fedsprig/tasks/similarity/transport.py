@@ -7,6 +7,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsprig.errors import LibraryError
 from fedsprig.tasks.similarity.cosines import class_cosines
 from fedsprig.tasks.similarity.evidence import Evidence
 from fedsprig.tasks.similarity.index import SketchIndex
@@ -14,6 +15,8 @@ from fedsprig.tasks.similarity.index import SketchIndex
 EPSILON: Final = 0.05
 """Weight of the entropy against costs from 0 to 2: small enough that classes are hardly shared out,
 and large enough for the iterations to converge."""
+SMALLEST: Final = 1e-6
+"""Of that weight; costs over much smaller ones overflow."""
 ITERATIONS: Final = 100
 
 
@@ -67,7 +70,19 @@ def transport_cost(
 
     Returns:
         float64 ``[problems]``.
+
+    Raises:
+        LibraryError: Costs of another shape or not finite, or settings out of their ranges.
     """
+    if costs.ndim != 3 or 0 in costs.shape[1:] or not np.isfinite(costs).all():
+        raise LibraryError(
+            f"transport at costs {costs.shape}: give finite ones, [problems, n, m] of one class up"
+        )
+    if not (SMALLEST <= epsilon < np.inf and iterations >= 1):
+        raise LibraryError(
+            f"transport with epsilon {epsilon} in {iterations} iterations: use an epsilon from "
+            f"{SMALLEST:g} and an iteration or more"
+        )
     kernel = -costs / epsilon
     rows, columns = -np.log(costs.shape[1]), -np.log(costs.shape[2])
     g = np.zeros((len(costs), 1, costs.shape[2]))
