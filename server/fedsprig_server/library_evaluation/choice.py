@@ -18,7 +18,7 @@ SURE: Final = 2.0
 ENOUGH: Final = 1.0
 """Standard errors from which on it is done."""
 
-Floats = NDArray[np.float64]
+Floats64 = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class Estimate:
     count: int
 
     @classmethod
-    def of(cls, values: Floats) -> Estimate:
+    def of(cls, values: Floats64) -> Estimate:
         """From the values of all tasks ``[n]``, at least one."""
         count = len(values)
         error = float(values.std(ddof=1)) / math.sqrt(count) if count > 1 else math.inf

@@ -8,15 +8,15 @@ from numpy.typing import NDArray
 from fedsprig.masks.layout import Layout
 
 Bools = NDArray[np.bool_]
-Floats = NDArray[np.float64]
+Floats64 = NDArray[np.float64]
 
 
-def overlap(one: Bools, other: Bools) -> Floats:
+def overlap(one: Bools, other: Bools) -> Floats64:
     """Intersection over union of all units, for masks ``[..., units]``: ``[...]``; 1 for none."""
     return _ratio((one & other).sum(axis=-1), (one | other).sum(axis=-1))
 
 
-def group_overlap(one: Bools, other: Bools, layout: Layout) -> Floats:
+def group_overlap(one: Bools, other: Bools, layout: Layout) -> Floats64:
     """The same of every group by itself, averaged over the groups, whatever their widths."""
     both = np.add.reduceat((one & other).astype(np.int64), layout.starts, axis=-1)
     either = np.add.reduceat((one | other).astype(np.int64), layout.starts, axis=-1)
@@ -28,7 +28,7 @@ def reshuffled(mask: Bools, layout: Layout, rng: np.random.Generator) -> Bools:
     return np.concatenate([rng.permutation(part) for part in layout.split(mask).values()])
 
 
-def rank_correlation(one: Floats, other: Floats) -> float:
+def rank_correlation(one: Floats64, other: Floats64) -> float:
     """Spearman's: Pearson's correlation of the ranks, equal values sharing their mean rank.
 
     Args:
@@ -46,11 +46,11 @@ def rank_correlation(one: Floats, other: Floats) -> float:
     return float(ranks[0] @ ranks[1]) / (lengths[0] * lengths[1])
 
 
-def _ranks(values: Floats) -> Floats:
+def _ranks(values: Floats64) -> Floats64:
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
     last = np.cumsum(counts)
     return np.asarray((last - (counts - 1) / 2)[inverse], np.float64)
 
 
-def _ratio(both: NDArray[np.int64], either: NDArray[np.int64]) -> Floats:
+def _ratio(both: NDArray[np.int64], either: NDArray[np.int64]) -> Floats64:
     return np.where(either > 0, both / np.maximum(either, 1), 1.0)

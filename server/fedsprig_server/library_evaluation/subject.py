@@ -21,7 +21,7 @@ from fedsprig_server.one_shot import MAX_NEIGHBOURS
 LEAST: Final = 3
 """Entries: one is left out, and of fewer than two others there is nothing to choose."""
 
-Floats = NDArray[np.float32]
+Floats32 = NDArray[np.float32]
 Bools = NDArray[np.bool_]
 
 
@@ -79,7 +79,7 @@ class Subject:
 
     names: tuple[str, ...]
     sketches: tuple[TaskSketch, ...]
-    values: Floats
+    values: Floats32
     layout: Layout
     rows: NDArray[np.int64]
     solver: Solver
@@ -156,7 +156,7 @@ class Subject:
         """Of the task at this position."""
         return len(self.sketches[entry].counts)
 
-    def mask(self, scores: Floats, entry: int) -> Mask:
+    def mask(self, scores: Floats32, entry: int) -> Mask:
         """The mask of these scores ``[units]`` for the task at this position."""
         return self.solver.mask(ScoreSet(self.layout.split(scores)), self.classes(entry))
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from fedsprig.tasks import SIMILARITIES, Evidence, SketchIndex, embeddings, neighbour_weights
 from fedsprig.tasks.score_mask import Ridge, Settings
 from fedsprig.tasks.score_mask.votes import importance_votes_of, votes_of
-from fedsprig_server.library_evaluation.subject import Floats, Subject
+from fedsprig_server.library_evaluation.subject import Floats32, Subject
 
 TEMPERATURES: Final = (0.2, 0.5, 1.0)
 FARTHEST: Final = 5
@@ -88,7 +88,7 @@ def similarities(subject: Subject, progress: Progress) -> Similarities:
     return found
 
 
-def predictions(subject: Subject, way: Way, known: Similarities) -> Floats:
+def predictions(subject: Subject, way: Way, known: Similarities) -> Floats32:
     """The scores that a way gives every task left out: ``[left out, units]``."""
     if way.score_mask == "ridge":
         return _learned(subject)
@@ -122,7 +122,7 @@ def _shares(way: Way, near: NDArray[np.float64], names: Sequence[str]) -> NDArra
     return neighbour_weights(near, way.temperature)
 
 
-def _learned(subject: Subject) -> Floats:
+def _learned(subject: Subject) -> Floats32:
     index = SketchIndex.build(subject.names, subject.sketches)
     features = subject.sketches[0].prototypes.shape[1]
     return Ridge(embeddings(index), features, subject.values).left_out(subject.rows)

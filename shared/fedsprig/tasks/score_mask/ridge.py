@@ -23,7 +23,7 @@ from fedsprig.tasks.score_mask.smoother import PENALTIES, Smoother
 from fedsprig.tasks.score_mask.weights import normalised_rows
 from fedsprig.tasks.task_sketch import TaskSketch
 
-Floats = NDArray[np.float64]
+Floats64 = NDArray[np.float64]
 
 SHARES: Final = (0.0, 0.5, 1.0)
 """Of the fingerprint in the kernel; the rest is the prototypes'."""
@@ -80,7 +80,7 @@ class Ridge:
         self.errors = np.concatenate(errors)
         self.best = _lowest(self.errors.sum(axis=1))
 
-    def weights(self, vector: NDArray[np.float32]) -> Floats:
+    def weights(self, vector: NDArray[np.float32]) -> Floats64:
         """What each entry counts for a task with this embedding: ``[n]``, of sum 1.
 
         Raises:
@@ -125,7 +125,7 @@ class Ridge:
             predicted[at] = self._values[rows[at]] - residuals
         return predicted
 
-    def spread(self) -> Floats:
+    def spread(self) -> Floats64:
         """Mean squared error of every unit when each entry in turn is left out: ``[units]``.
 
         Raises:
@@ -147,7 +147,7 @@ class Ridge:
         result: NDArray[np.float32] = factors.astype(np.float32) @ self._values
         return result
 
-    def _mixed(self, parts: Sequence[Floats], share: float) -> Floats:
+    def _mixed(self, parts: Sequence[Floats64], share: float) -> Floats64:
         """Kernel values with the library, ``[n, entries]``."""
         products = [part @ own.T for part, own in zip(parts, self._placed, strict=True)]
         if len(products) == 1:
@@ -185,6 +185,6 @@ def ridge(sketch: TaskSketch, neighbours: Sequence[Neighbour], settings: Setting
     return Prior(ScoreSet(layout.split(made)), predictor.spread if len(near) > 1 else None)
 
 
-def _lowest(errors: Floats) -> int:
+def _lowest(errors: Floats64) -> int:
     """The first of the lowest; what differs by rounding alone counts as equal."""
     return int(np.flatnonzero(errors <= errors.min() * (1 + 1e-9))[0])

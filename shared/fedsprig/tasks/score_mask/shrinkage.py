@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+Floats64 = NDArray[np.float64]
 
 LEAST: Final = 0.1
 """Of the mean variance of its group, what a unit's variance is at least: a few neighbours that
@@ -22,7 +22,7 @@ ALONE: Final = 2.0
 """Effective number of neighbours below which weights tell nothing about a spread."""
 
 
-def shrunk(prior: Floats, spread: Floats, own: Floats, noise: Floats) -> Floats:
+def shrunk(prior: Floats64, spread: Floats64, own: Floats64, noise: Floats64) -> Floats64:
     """``(m / tau^2 + o / sigma^2) / (1 / tau^2 + 1 / sigma^2)``, element by element.
 
     Args:
@@ -36,7 +36,7 @@ def shrunk(prior: Floats, spread: Floats, own: Floats, noise: Floats) -> Floats:
     return np.asarray(prior + trust * (own - prior), np.float64)
 
 
-def spread_of(values: NDArray[np.float32], shares: Floats) -> Floats:
+def spread_of(values: NDArray[np.float32], shares: Floats64) -> Floats64:
     """How far tasks like the new one differ in each unit's score: a variance ``[units]``.
 
     The weighted variance around the weighted mean, over ``1 - sum_j w_j^2``, which makes it
@@ -56,7 +56,7 @@ def spread_of(values: NDArray[np.float32], shares: Floats) -> Floats:
     return np.asarray(variance * (1 + uncertain), np.float64)
 
 
-def floored(variance: Floats, starts: NDArray[np.int64], sizes: tuple[int, ...]) -> Floats:
+def floored(variance: Floats64, starts: NDArray[np.int64], sizes: tuple[int, ...]) -> Floats64:
     """Variances ``[units]``, none below ``LEAST`` of the mean of its group."""
     means = np.add.reduceat(variance, starts) / np.array(sizes)
     return np.maximum(variance, LEAST * np.repeat(means, sizes))

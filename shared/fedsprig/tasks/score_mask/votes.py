@@ -20,10 +20,10 @@ TIE: Final = 1e-3
 """What a unit's weighted score counts beside its votes: many units get all votes, and without it
 the order of their numbers would choose among them."""
 
-Floats = NDArray[np.float32]
+Floats32 = NDArray[np.float32]
 
 
-def elected(values: Floats, keep: float) -> Floats:
+def elected(values: Floats32, keep: float) -> Floats32:
     """Which units each neighbour's own mask would keep: its best ``keep`` of the whole network.
 
     Args:
@@ -40,13 +40,13 @@ def elected(values: Floats, keep: float) -> Floats:
     return ballots
 
 
-def votes_of(values: Floats, layout: Layout, keep: float) -> Floats:
+def votes_of(values: Floats32, layout: Layout, keep: float) -> Floats32:
     """One ballot a neighbour, ``[neighbours, units]``: ones, with scores between equals."""
     highest = np.maximum(values.max(axis=1, keepdims=True), np.float32(1e-12))
     return np.asarray(elected(values, keep) + np.float32(TIE) * values / highest, np.float32)
 
 
-def importance_votes_of(values: Floats, layout: Layout, keep: float) -> Floats:
+def importance_votes_of(values: Floats32, layout: Layout, keep: float) -> Floats32:
     """As :func:`votes_of`, but a vote is worth the unit's score over the best of its group."""
     highest = np.maximum.reduceat(values, layout.starts, axis=1)
     highest = np.repeat(np.maximum(highest, np.float32(1e-12)), layout.sizes, axis=1)
@@ -68,7 +68,7 @@ def importance_votes(
 def _counted(
     neighbours: Sequence[Neighbour],
     settings: Settings,
-    ballots_of: Callable[[Floats, Layout, float], Floats],
+    ballots_of: Callable[[Floats32, Layout, float], Floats32],
 ) -> Prior:
     from fedsprig.masks.scores import ScoreSet
 
