@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -11,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from fedsprig_server.commands import Json
+from fedsprig_server.json_option import Json, check_json, write_json
 from fedsprig_server.pairs import pairs
 
 base = typer.Typer(add_completion=False, no_args_is_help=True, help="Make base models ready.")
@@ -63,6 +62,7 @@ def _prepare(
     """
     from fedsprig_server.base_command import prepare
 
+    check_json(json_file)
     report = prepare(
         out,
         data,
@@ -74,8 +74,7 @@ def _prepare(
         held_out=held_out,
         seed=seed,
     )
-    if json_file is not None:
-        json_file.write_text(json.dumps(asdict(report), indent=1) + "\n")
+    write_json(json_file, asdict(report))
     table = Table("MACs kept", "before", "after", "points", box=None)
     for ratio, before in report.before.items():
         after = report.after[ratio]

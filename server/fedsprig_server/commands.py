@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fedsprig.errors import LibraryError
+from fedsprig_server.json_option import Json, check_json, write_json
 from fedsprig_server.library import Library
 from fedsprig_server.library.database import FILE
 from fedsprig_server.pairs import pairs
@@ -23,7 +24,6 @@ library = typer.Typer(
 )
 
 Folder = Annotated[Path, typer.Argument(help="The library, such as runs/demo/library.")]
-Json = Annotated[Path | None, typer.Option("--json", help="Write this to a file too.")]
 
 
 @library.command("list")
@@ -35,8 +35,7 @@ def _list(folder: Folder, json_file: Json = None) -> None:
     """
     with _opened(folder) as opened:
         entries = opened.entries()
-    if json_file is not None:
-        json_file.write_text(json.dumps([asdict(entry) for entry in entries], indent=1) + "\n")
+    write_json(json_file, [asdict(entry) for entry in entries])
     table = Table(
         "task", "method", "masks", "held out", "own pictures", "base", "added (UTC)", box=None
     )
@@ -133,6 +132,7 @@ def _build(
     """
     from fedsprig_server.build_command import build
 
+    check_json(json_file)
     entries = build(
         folder,
         pairs(data, "--data"),
@@ -146,8 +146,7 @@ def _build(
         held_out=held_out,
         seed=seed,
     )
-    if json_file is not None:
-        json_file.write_text(json.dumps([asdict(entry) for entry in entries], indent=1) + "\n")
+    write_json(json_file, [asdict(entry) for entry in entries])
     # Held-out accuracy of both networks; what is left of the whole one; what the target counts.
     table = Table("task", "method", "whole", "pruned", "weights", "MACs", "size", "limit", box=None)
     for entry in entries:
@@ -227,6 +226,7 @@ def _evaluate(
     """
     from fedsprig_server.library_evaluation.command import evaluate_library
 
+    check_json(json_file)
     with _opened(folder) as opened:
         found = evaluate_library(
             opened,
@@ -240,8 +240,7 @@ def _evaluate(
             held_out=held_out,
             seed=seed,
         )
-    if json_file is not None:
-        json_file.write_text(json.dumps(found, indent=1) + "\n")
+    write_json(json_file, found)
 
 
 def _counted(count: int, what: str) -> str:

@@ -87,6 +87,13 @@ def test_the_file_is_a_bases_weights(prepared):
     assert build("cifar_resnet20", num_classes=7, weights=out).linear.out_features == 7
 
 
+def test_a_report_that_cannot_be_written_is_said_before_the_work(both, tmp_path, capsys):
+    out = tmp_path / "base.safetensors"
+    assert run([*line(out, *both), "--json", str(tmp_path)]) != 0
+    assert "no regular file; choose another path" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_report_compares_both_bases_at_every_width(prepared, both, capsys):
     out, report = prepared
     assert list(report["before"]) == list(report["after"]) == ["1", "0.6", "0.3"]

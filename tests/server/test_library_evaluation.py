@@ -104,6 +104,7 @@ def test_every_way_is_what_a_library_without_the_task_would_say(evaluation, base
         if way.score_mask in ("ridge", "farthest"):
             continue
         made = predictions(subject, way, evaluation.known)
+        masks = evaluation.masks(way, range(len(subject.rows)))
         for row, entry in enumerate(subject.rows):
             others = [at for at in range(len(subject.names)) if at != entry]
             index = SketchIndex.build(
@@ -118,7 +119,7 @@ def test_every_way_is_what_a_library_without_the_task_would_say(evaluation, base
                 evidence.sketch, near, method=way.score_mask, temperature=way.temperature or 0.5
             )
             np.testing.assert_allclose(made[row], expected.flat, rtol=1e-4, atol=1e-5)
-            mask = evaluation.mask(way, row)
+            mask = masks[row]
             plan = base.plan.with_num_classes(len(DIGITS[subject.names[entry]]))
             assert plan_macs(plan, mask) <= 0.25 * plan_macs(plan, Mask.full(plan))
             own = evaluation.own_mask(row)
@@ -301,6 +302,18 @@ def test_the_server_takes_what_its_library_advises(library, base, evaluation):
         SelectionConfig(score_mask="weigted")
 
 
+@pytest.mark.parametrize("name", ["auto", "mean", *SCORE_MASKS])
+def test_devices_are_not_asked_for_what_nobody_reads(name):
+    if name in ("weighted", "nearest", "votes", "importance_votes"):
+        SelectionConfig(rerank="leep", score_mask=name)
+        return
+    with pytest.raises(
+        RunError, match=f"score_mask '{name}', .* use weighted, nearest, votes, imp"
+    ):
+        SelectionConfig(rerank="leep", score_mask=name)
+    SelectionConfig(score_mask=name)
+
+
 @pytest.mark.parametrize(
     ("way", "expected"), [("mean", [1 / 5] * 5), ("nearest", [1, 0, 0, 0, 0]), ("votes", None)]
 )
@@ -328,6 +341,13 @@ def test_the_command_says_it_in_plain_words(folder, tmp_path, capsys):
     pasted = tomllib.loads(shown[shown.index("[selection]") :])["selection"]
     assert pasted == found["selection"]
     SelectionConfig(**pasted)
+
+
+def test_a_file_that_cannot_be_written_is_said_before_the_work(folder, tmp_path, capsys):
+    assert run(["library", "evaluate", str(folder), "--json", str(tmp_path)]) != 0
+    shown = capsys.readouterr()
+    assert "no regular file; choose another path" in shown.err
+    assert shown.out == ""
 
 
 def test_the_budget_can_be_bytes_and_one_task_is_enough(folder, tmp_path, capsys):

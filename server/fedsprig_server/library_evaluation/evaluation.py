@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,7 +26,7 @@ from fedsprig_server.library_evaluation.ways import (
     ways,
 )
 
-Floats = NDArray[np.float64]
+Floats64 = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,18 +48,21 @@ class Evaluation:
 
     subject: Subject
     ways: tuple[Way, ...]
-    overlaps: Floats
-    group_overlaps: Floats
-    floor: Floats
-    group_floor: Floats
-    correlations: Mapping[str, Floats]
+    overlaps: Floats64
+    group_overlaps: Floats64
+    floor: Floats64
+    group_floor: Floats64
+    correlations: Mapping[str, Floats64]
     own: Bools
     known: Similarities
 
-    def mask(self, way: Way, row: int) -> Mask:
-        """The mask that a way gives the task of that row of those left out."""
-        scores = predictions(self.subject, way, self.known)[row]
-        return self.subject.mask(scores, int(self.subject.rows[row]))
+    def masks(self, way: Way, rows: Sequence[int]) -> list[Mask]:
+        """The masks that a way gives the tasks of these rows of those left out.
+
+        All rows are predicted at once: ask for those that are needed together.
+        """
+        scores = predictions(self.subject, way, self.known)
+        return [self.subject.mask(scores[row], int(self.subject.rows[row])) for row in rows]
 
     def own_mask(self, row: int) -> Mask:
         """The mask of that task's own scores."""
@@ -67,10 +70,7 @@ class Evaluation:
 
     def random_mask(self, row: int) -> Mask:
         """The drawn mask of the own one's widths that ``floor`` is of."""
-        subject = self.subject
-        rng = np.random.default_rng([subject.seed, int(subject.rows[row])])
-        drawn = reshuffled(self.own[subject.rows[row]], subject.layout, rng)
-        return Mask(subject.layout.split(drawn))
+        return _random_mask(self.subject, self.own, int(self.subject.rows[row]))
 
 
 def evaluate(subject: Subject, progress: Progress = silent) -> Evaluation:
@@ -103,25 +103,26 @@ def evaluate(subject: Subject, progress: Progress = silent) -> Evaluation:
             by_group[number, row] = group_overlap(made, own[entry], layout)
             done = number * len(rows) + row + 1
             progress("predicting masks", done, len(tried) * len(rows))
-    found = Evaluation(
+    drawn = [_random_mask(subject, own, int(entry)).flat for entry in rows]
+    return Evaluation(
         subject=subject,
         ways=tried,
         overlaps=whole,
         group_overlaps=by_group,
-        floor=np.zeros(len(rows)),
-        group_floor=np.zeros(len(rows)),
+        floor=overlap(np.stack(drawn), own[rows]),
+        group_floor=group_overlap(np.stack(drawn), own[rows], layout),
         correlations={name: _correlations(subject, values, own) for name, values in known.items()},
         own=own,
         known=known,
     )
-    for row, entry in enumerate(rows):
-        drawn = found.random_mask(row).flat
-        found.floor[row] = overlap(drawn, own[entry])
-        found.group_floor[row] = group_overlap(drawn, own[entry], layout)
-    return found
 
 
-def _correlations(subject: Subject, near: Floats, own: Bools) -> Floats:
+def _random_mask(subject: Subject, own: Bools, entry: int) -> Mask:
+    rng = np.random.default_rng([subject.seed, entry])
+    return Mask(subject.layout.split(reshuffled(own[entry], subject.layout, rng)))
+
+
+def _correlations(subject: Subject, near: Floats64, own: Bools) -> Floats64:
     found = np.zeros(len(subject.rows))
     for row, entry in enumerate(subject.rows):
         others = subject.others(entry)

@@ -1,0 +1,33 @@
+"""The option ``--json`` of the operator's commands."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fedsprig.artifacts import require_writable, write_bytes
+
+Json = Annotated[Path | None, typer.Option("--json", help="Write this to a file too.")]
+
+
+def check_json(json_file: Path | None) -> None:
+    """Refuse a file that could not be written, before the work for it is done.
+
+    Raises:
+        ArtifactError: Its folder cannot be written to, or it is no regular file.
+    """
+    if json_file is not None:
+        require_writable(json_file)
+
+
+def write_json(json_file: Path | None, value: Any) -> None:
+    """Write plain data durably, where a file was named.
+
+    Raises:
+        ArtifactError: The file cannot be written.
+    """
+    if json_file is not None:
+        write_bytes(json_file, (json.dumps(value, indent=1) + "\n").encode())
