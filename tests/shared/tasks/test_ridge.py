@@ -150,6 +150,12 @@ def test_what_does_not_fit_is_refused() -> None:
         Ridge(vectors * np.nan, FEATURES, values)
     with pytest.raises(LibraryError, match=r"not a finite \[9\]"):
         Ridge(vectors, FEATURES, values).weights(vectors[0, :-1])
+    for features in (vectors.shape[1] + 1, 0):
+        with pytest.raises(LibraryError, match=f"{features} features"):
+            Ridge(vectors, features, values)
+    for row in (3, -1):
+        with pytest.raises(LibraryError, match="entries 0 to 2"):
+            Ridge(vectors, FEATURES, values).left_out(np.array([0, row]))
     lonely = Ridge(vectors[:1], FEATURES, values[:1])
     assert lonely.weights(vectors[1]).tolist() == [1]
     for ask in (lonely.spread, lambda: lonely.left_out(np.array([0]))):

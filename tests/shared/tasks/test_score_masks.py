@@ -146,6 +146,9 @@ def test_bad_settings_are_refused() -> None:
         score_mask(TASK, NEAR, method="vote")
     with pytest.raises(LibraryError, match="count 0"):
         score_mask(TASK, NEAR, count=0)
+    for count in (1.5, True, "2"):
+        with pytest.raises(LibraryError, match=f"count {count}: use a whole number"):
+            score_mask(TASK, NEAR, count=count)  # type: ignore[arg-type]
     for keep in (0.0, 1.1, float("nan")):
         with pytest.raises(LibraryError, match="share of units"):
             score_mask(TASK, NEAR, method="votes", keep=keep)

@@ -45,7 +45,8 @@ class Settings:
         keep: Share of all units that a neighbour votes for.
 
     Raises:
-        LibraryError: A count below 1, or a share that is not above 0 and at most 1.
+        LibraryError: A count that is no whole number from 1 up, or a share that is not above 0 and
+            at most 1.
     """
 
     temperature: float = 0.5
@@ -54,8 +55,8 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Check the ranges; the temperature is checked where it is used."""
-        if self.count is not None and self.count < 1:
-            raise LibraryError(f"count {self.count}: use at least one neighbour")
+        if self.count is not None and (type(self.count) is not int or self.count < 1):
+            raise LibraryError(f"count {self.count}: use a whole number of neighbours from 1 up")
         if not 0 < self.keep <= 1:
             raise LibraryError(f"keep {self.keep}: use a share of units above 0, at most 1")
 

@@ -54,10 +54,15 @@ class Ridge:
             values: Normalised scores ``[n, units]``, kept by reference.
 
         Raises:
-            LibraryError: No entry, or embeddings of another number or not finite.
+            LibraryError: No entry, or embeddings of another number, too short or not finite.
         """
         if not len(values) or len(vectors) != len(values) or not np.isfinite(vectors).all():
             raise LibraryError("the learned mask needs one finite embedding for every neighbour")
+        if not 0 < features <= vectors.shape[1]:
+            raise LibraryError(
+                f"embeddings of {vectors.shape[1]} numbers cannot begin with {features} features: "
+                "describe the tasks anew"
+            )
         self._values = values
         self._space = space_of(vectors, features)
         self._placed = placed(vectors, self._space)
@@ -112,10 +117,14 @@ class Ridge:
             float32 ``[rows, units]``.
 
         Raises:
-            LibraryError: The library has one entry only.
+            LibraryError: The library has one entry only, or a position that is none of its.
         """
         if len(self._values) < 2:
             raise LibraryError("with one entry in the library nothing is left to predict it from")
+        if ((rows < 0) | (rows >= len(self._values))).any():
+            raise LibraryError(
+                f"the library has entries 0 to {len(self._values) - 1}: ask of those"
+            )
         predicted = np.empty((len(rows), self._values.shape[1]), np.float32)
         without = self.errors.sum(axis=1, keepdims=True) - self.errors[:, rows]
         picked = np.array([_lowest(column) for column in without.T], np.int64)
