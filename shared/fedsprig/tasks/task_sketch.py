@@ -113,8 +113,8 @@ class TaskSketch:
         if metadata.get("kind") != KIND or not {"counts", "prototypes"} <= arrays.keys():
             raise SketchError(f"the artefact is no {KIND}: describe the task again")
         classes, groups = (_read_json(metadata.get(key, "[]")) for key in ("classes", "groups"))
-        if not isinstance(classes, list) or not isinstance(groups, list):
-            raise SketchError("the sketch's class names are no list: describe the task again")
+        _require(isinstance(classes, list), "classes")
+        _require(isinstance(groups, list), "groups")
         return cls(
             probe=metadata.get("probe", ""),
             prototypes=arrays["prototypes"],

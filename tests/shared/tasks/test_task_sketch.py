@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from fedsprig.artifacts import pack
+from fedsprig.artifacts import pack, unpack
 from fedsprig.errors import ArtifactError, ProbeMismatchError, SketchError, TruncatedArtifactError
 from fedsprig.tasks import TaskSketch
 
@@ -116,6 +116,14 @@ def test_bytes_that_are_no_sketch_are_refused() -> None:
     for names in (b'"[\\"cat\\",\\"\\",3      ]"', b'"[\\"cat\\",\\"\\",{\\"d\\":1', b'"7'):
         with pytest.raises((SketchError, ArtifactError)):
             TaskSketch.from_bytes(data.replace(b'"[\\"cat\\",\\"\\",\\"dog\\"]"', names.ljust(24)))
+
+
+@pytest.mark.parametrize("key", ["classes", "groups"])
+@pytest.mark.parametrize("text", ["[1", "{}", "null", "7"])
+def test_a_malformed_list_is_named(key: str, text: str) -> None:
+    arrays, metadata = unpack(sketch().to_bytes())
+    with pytest.raises(SketchError, match=f"the sketch's {key} are malformed"):
+        TaskSketch.from_bytes(pack(arrays, metadata | {key: text}))
 
 
 @settings(deadline=None, max_examples=50)
