@@ -16,6 +16,7 @@ from fedsprig.scoring.attention import MAX_POWER, Form
 from fedsprig.spelling import lookup, unknown
 from fedsprig.subnetwork import AdapterConfig
 from fedsprig.tasks import SCORE_MASKS
+from fedsprig.tasks.score_mask.weights import LOWEST
 from fedsprig.tasks.similarity import HEAD_VALUES, SIMILARITIES
 from fedsprig_server.aggregation import AGGREGATIONS
 from fedsprig_server.arms import ARMS
@@ -93,6 +94,8 @@ class SelectionConfig:
             lookup(HEAD_VALUES, self.rerank, "value to rerank by", error=RunError)
         if self.shortlist < 1:
             raise RunError(f"shortlist {self.shortlist}: rerank 1 entry or more")
+        if not LOWEST <= self.temperature < math.inf:
+            raise RunError(f"temperature {self.temperature}: use a number from {LOWEST:g} up")
         if self.score_mask not in (AUTO, *SCORE_MASKS):
             raise RunError(unknown("score mask", self.score_mask, (AUTO, *SCORE_MASKS)))
         if self.rerank and self.score_mask not in by_similarity():

@@ -257,7 +257,7 @@ class SelectionSection(Section):
     score_mask: str = "weighted"
     """How the neighbours' scores become the task's: a name of ``fedsprig.tasks.SCORE_MASKS``,
     or ``auto``: the library decides on it, on the similarity and on the temperature."""
-    temperature: Annotated[float, Field(gt=0)] = 0.5
+    temperature: Annotated[float, Field(ge=1e-6)] = 0.5
     """How far similarity is listened to; small values hear the nearest alone."""
     floor: Annotated[float, Field(ge=0, le=1)] = 0.05
     """Share of a group's units that is always kept."""

@@ -155,3 +155,10 @@ def test_how_networks_start_survives_the_file_and_is_checked(tmp_path):
         StartConfig(heal_steps=5, pictures=("own.npz",), learning_rate=0)
     with pytest.raises(RunError, match="use squared, direction"):
         StartConfig(distance="near")
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1e-320, 9e-7, float("nan"), float("inf")])
+def test_a_temperature_at_which_nothing_can_be_weighed_is_refused(temperature):
+    with pytest.raises(RunError, match=r"temperature .*: use a number from 1e-06 up"):
+        SelectionConfig(temperature=temperature)
+    assert SelectionConfig(temperature=1e-6).temperature == 1e-6

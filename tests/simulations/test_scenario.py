@@ -83,6 +83,7 @@ def test_demo_is_as_large_as_promised() -> None:
             "my.toml: unknown key selection.xyz: there is similarity, rerank, shortlist, "
             "score_mask, temperature, floor, round_to, protect",
         ),
+        ({"selection": {"temperature": 1e-320}}, "my.toml: selection.temperature: input should"),
         ({"rounds": {"count": "3"}}, "my.toml: rounds.count: input should be a valid integer"),
         ({"rounds": {"count": 0}}, "my.toml: rounds.count: input should be greater than"),
         ({"rounds": {"learning_rate": float("inf")}}, "my.toml: rounds.learning_rate: input"),

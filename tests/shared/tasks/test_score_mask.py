@@ -80,7 +80,15 @@ def test_a_high_temperature_is_the_plain_mean_and_a_low_one_the_nearest() -> Non
 
 @pytest.mark.parametrize(
     ("similarities", "temperature"),
-    [([], 0.5), ([1.0, float("nan")], 0.5), ([[1.0]], 0.5), ([1.0], 0.0), ([1.0], float("nan"))],
+    [
+        ([], 0.5),
+        ([1.0, float("nan")], 0.5),
+        ([[1.0]], 0.5),
+        ([1.0], 0.0),
+        ([1.0], float("nan")),
+        ([1.0, 2.0], 1e-320),
+        ([1.0, 2.0], 9e-7),
+    ],
 )
 def test_bad_weights_are_refused(similarities: Any, temperature: float) -> None:
     with pytest.raises(LibraryError):
