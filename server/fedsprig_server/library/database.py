@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -151,6 +152,10 @@ def _named_errors(name: str) -> Iterator[None]:
     except SQLAlchemyError as error:
         raise LibraryError(
             f"the library {name} failed: {_cause(error)}; check disk and access"
+        ) from error
+    except json.JSONDecodeError as error:
+        raise LibraryError(
+            f"the library {name} has a row that is no JSON ({error}): restore it from a copy"
         ) from error
 
 

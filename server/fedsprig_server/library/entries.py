@@ -7,15 +7,17 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from sqlalchemy import func, select
+from sqlalchemy.orm import Session
 
-from fedsprig.errors import LibraryError, PlanError, ProbeMismatchError
+from fedsprig.errors import LibraryError, PlanError, ProbeMismatchError, SketchError
 from fedsprig.graph.plan import GroupPlan
 from fedsprig.tasks.similarity.index import SketchIndex
 from fedsprig.tasks.task_sketch import TaskSketch
 from fedsprig_server.library.records import BaseRecord, Entry, check_digest, check_name, plain
+from fedsprig_server.library.rows import ENTRY_FIELDS, base_of, entries_of
 from fedsprig_server.library.store import Store
 from fedsprig_server.library.tables import BaseRow, EntryRow, MaskRow
 
@@ -25,18 +27,14 @@ if TYPE_CHECKING:
 SCORES_KEPT_BYTES: Final = 128 << 20
 _NAMES_A_QUERY: Final = 500
 _EMPTY: Final = SketchIndex.build((), ())
-_ENTRY_FIELDS: Final = (
-    "name",
-    "base",
-    "plan",
-    "method",
-    "sketch",
-    "scores",
-    "adapter",
-    "metrics",
-    "lineage",
-    "created",
-)
+
+
+class _Units(NamedTuple):
+    """What the fingerprints of a base are of, after the entries up to one; 0 and () unknown."""
+
+    last: int = 0
+    units: int = 0
+    groups: tuple[int, ...] = ()
 
 
 class EntryStore(Store):
@@ -46,6 +44,7 @@ class EntryStore(Store):
         """Open; see :class:`Store`."""
         super().__init__(location, blobs=blobs)
         self._indices: dict[str, tuple[int, SketchIndex]] = {}
+        self._units: dict[str, _Units] = {}
         self._scores: OrderedDict[tuple[str, str], ScoreSet] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -62,7 +61,7 @@ class EntryStore(Store):
             row = session.get(BaseRow, record.digest)
             if row is None:
                 session.add(BaseRow(**asdict(record)))
-            elif _base(row) != record:
+            elif base_of(row) != record:
                 raise LibraryError(
                     f"base {record.model} is in the library with another plan or probe: "
                     "use those, or another library"
@@ -72,13 +71,13 @@ class EntryStore(Store):
         """All base models by builder's name."""
         query = select(BaseRow).order_by(BaseRow.model, BaseRow.digest)
         with self.database.reading() as session:
-            return [_base(row) for row in session.scalars(query)]
+            return [base_of(row) for row in session.scalars(query)]
 
     def find_base(self, digest: str) -> BaseRecord | None:
         """The base model of that digest, or ``None``."""
         with self.database.reading() as session:
             row = session.get(BaseRow, digest)
-            return None if row is None else _base(row)
+            return None if row is None else base_of(row)
 
     def add_entry(self, entry: Entry) -> None:
         """Add an entry; the same one again (whenever it was ``created``) is no error.
@@ -86,25 +85,28 @@ class EntryStore(Store):
         Raises:
             LibraryError: Its name is taken by another entry, a name is malformed, a blob missing.
             ProbeMismatchError: Its sketch is of another probe than the base's other entries.
-            SketchError: Its sketch is malformed.
+            SketchError: Its sketch is malformed, or its fingerprint is of other units or groups
+                than those of the base's other entries.
         """
         entry = _checked(entry)
         self.require_blobs(entry.blobs, f"entry {entry.name!r}")
         sketch = TaskSketch.from_bytes(self.blobs.get(entry.sketch))
         features = sketch.prototypes.shape[1]
         with self.database.writing() as session:
-            row = session.scalar(select(EntryRow).where(EntryRow.name == entry.name))
-            if row is not None:
-                if replace(_entry(row), created=entry.created) != entry:
+            same = entries_of(session, select(EntryRow).where(EntryRow.name == entry.name))
+            if same:
+                if replace(same[0], created=entry.created) != entry:
                     raise LibraryError(f"the library has another entry {entry.name!r}: rename one")
                 return
-            other = session.scalar(select(EntryRow).where(EntryRow.base == entry.base).limit(1))
+            columns = select(EntryRow.name, EntryRow.probe, EntryRow.features)
+            other = session.execute(columns.where(EntryRow.base == entry.base).limit(1)).first()
             if other is not None and (other.probe, other.features) != (sketch.probe, features):
                 raise ProbeMismatchError(
                     f"the sketch of {entry.name!r} is of probe {sketch.probe[:12]}, that of "
                     f"{other.name!r} of {other.probe[:12]}: describe the task with the latter"
                 )
-            fields = {name: getattr(entry, name) for name in _ENTRY_FIELDS}
+            self._check_units(session, entry, sketch)
+            fields = {name: getattr(entry, name) for name in ENTRY_FIELDS}
             masks = [MaskRow(label=label, digest=mask) for label, mask in entry.masks.items()]
             session.add(EntryRow(**fields, probe=sketch.probe, features=features, masks=masks))
 
@@ -114,7 +116,7 @@ class EntryStore(Store):
         if base is not None:
             query = query.where(EntryRow.base == base)
         with self.database.reading() as session:
-            return [_entry(row) for row in session.scalars(query)]
+            return entries_of(session, query)
 
     def entry(self, name: str) -> Entry:
         """The entry of that name.
@@ -123,10 +125,10 @@ class EntryStore(Store):
             LibraryError: There is none.
         """
         with self.database.reading() as session:
-            row = session.scalar(select(EntryRow).where(EntryRow.name == name))
-            if row is None:
-                raise LibraryError(f"the library has no entry {name!r:.80}: list its entries")
-            return _entry(row)
+            found = entries_of(session, select(EntryRow).where(EntryRow.name == name))
+        if not found:
+            raise LibraryError(f"the library has no entry {name!r:.80}: list its entries")
+        return found[0]
 
     def entries_named(self, names: Sequence[str]) -> list[Entry]:
         """Many entries by name, in the order of the names; a few queries, however many.
@@ -139,7 +141,7 @@ class EntryStore(Store):
             for start in range(0, len(names), _NAMES_A_QUERY):
                 some = names[start : start + _NAMES_A_QUERY]
                 query = select(EntryRow).where(EntryRow.name.in_(some))
-                found.update((row.name, _entry(row)) for row in session.scalars(query))
+                found.update((entry.name, entry) for entry in entries_of(session, query))
         for name in names:
             if name not in found:
                 raise LibraryError(f"the library has no entry {name!r:.80}: list its entries")
@@ -195,6 +197,31 @@ class EntryStore(Store):
                 self._scores.popitem(last=False)
         return made
 
+    def _check_units(self, session: Session, entry: Entry, sketch: TaskSketch) -> None:
+        """Refuse a fingerprint that an index could not hold beside the base's others."""
+        if not sketch.fingerprint.size:
+            return
+        known = self._units.get(entry.base, _Units())
+        if not known.groups:
+            query = select(EntryRow.id, EntryRow.sketch).order_by(EntryRow.id)
+            of_base = query.where(EntryRow.base == entry.base, EntryRow.id > known.last)
+            for number, blob in session.execute(of_base):
+                other = TaskSketch.from_bytes(self.blobs.get(blob))
+                units = known.units or other.fingerprint.size
+                known = _Units(number, units, known.groups or other.groups)
+                if known.groups:  # which tell the units too
+                    break
+            self._units[entry.base] = known
+        if (
+            known.units not in (0, sketch.fingerprint.size)
+            or len({known.groups, sketch.groups} - {()}) > 1
+        ):
+            raise SketchError(
+                f"the sketch of {entry.name!r} has a fingerprint of {sketch.fingerprint.size} "
+                f"units, in groups other than those of this base's entries ({known.units} units): "
+                "describe the task again with the server's probe"
+            )
+
 
 def _checked(entry: Entry) -> Entry:
     for what in ("name", "base", "method"):
@@ -204,12 +231,3 @@ def _checked(entry: Entry) -> Entry:
     check_digest(entry.plan, "plan")
     lineage = plain(entry.lineage, "the entry's lineage")
     return replace(entry, metrics=plain(entry.metrics, "the entry's metrics"), lineage=lineage)
-
-
-def _base(row: BaseRow) -> BaseRecord:
-    return BaseRecord(row.digest, row.model, row.plan, row.probe)
-
-
-def _entry(row: EntryRow) -> Entry:
-    fields = {name: getattr(row, name) for name in _ENTRY_FIELDS}
-    return Entry(**fields, masks={mask.label: mask.digest for mask in row.masks})

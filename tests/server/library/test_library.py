@@ -438,3 +438,53 @@ def test_a_url_of_a_file_opens_the_same_library(tmp_path: Path, library: Library
 def test_it_needs_no_torch() -> None:
     code = "import sys, fedsprig_server.library; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def with_fingerprint(seed: int, units: int, groups: tuple[int, ...] = ()) -> bytes:
+    fingerprint = np.ones(units, np.float32)
+    return replace(sketch(seed), fingerprint=fingerprint, groups=groups).to_bytes()
+
+
+def test_a_fingerprint_of_other_units_is_refused_at_the_door(library: Library) -> None:
+    def add(name: str, sketch: bytes, base: str = "base") -> None:
+        library.add_entry(entry(library, name, base=base, sketch=library.blobs.put(sketch)))
+
+    add("none", with_fingerprint(0, 0))
+    add("eight", with_fingerprint(1, 8))
+    with pytest.raises(SketchError, match="'four' has a fingerprint of 4 units"):
+        add("four", with_fingerprint(2, 4))
+    add("grouped", with_fingerprint(3, 8, (2, 6)))
+    library = reopened(library)
+    with pytest.raises(SketchError, match="'halves' has a fingerprint of 8 units"):
+        add("halves", with_fingerprint(4, 8, (4, 4)))
+    add("again", with_fingerprint(5, 8, (2, 6)))
+    add("silent", with_fingerprint(6, 0))
+    add("elsewhere", with_fingerprint(7, 4), base="other")
+    assert library.index("base").names == ("none", "eight", "grouped", "again", "silent")
+    library.close()
+
+
+@pytest.mark.parametrize("column", ["metrics", "lineage"])
+@pytest.mark.parametrize("text", ["{bad", "", "[1]", "null", "[" * 5000])
+def test_a_damaged_row_is_named(library: Library, column: str, text: str) -> None:
+    for name in "abc":
+        library.add_entry(entry(library, name))
+    with sqlite3.connect(library.database.name) as raw:
+        raw.execute(f"UPDATE entries SET {column} = ? WHERE name = 'b'", (text,))
+    for ask in (
+        library.entries,
+        lambda: library.entry("b"),
+        lambda: library.entries_named(["a", "b"]),
+        lambda: library.add_entry(entry(library, "b")),
+    ):
+        with pytest.raises(LibraryError, match=f"entry 'b' is damaged: its {column}"):
+            ask()
+    assert library.entry("a").name == "a"
+
+
+def test_a_damaged_run_is_an_error_of_the_library(library: Library) -> None:
+    library.save_run(Run("r", "done", 0, {}, {}))
+    with sqlite3.connect(library.database.name) as raw:
+        raw.execute("UPDATE runs SET state = '{bad'")
+    with pytest.raises(LibraryError, match="a row that is no JSON"):
+        library.runs()
