@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
-from fedsprig.errors import LibraryError
+from fedsprig.errors import DataError, LibraryError
 from fedsprig.preparing import PrepareConfig
 from fedsprig_server.base_prepare import PreparedBase, prepare_base
 from fedsprig_server.build_command import pictures_of
@@ -48,6 +49,11 @@ def prepare(
     if library is not None and not (library / FILE).is_file():
         raise LibraryError(f"there is no library {library}: check the path")
     pictures = [pictures_of(source, model, image_size) for source in sources]
+    for source, given in zip(sources, pictures, strict=True):
+        if np.bincount(given.labels).max() < 2:
+            raise DataError(
+                f"{source} has one picture of a class, and --held-out needs two: give more pictures"
+            )
     console = Console(stderr=True)
     opened = nullcontext() if library is None else Library(library)
     with opened as known, Progress(console=console, transient=True) as bars:

@@ -63,6 +63,9 @@ def _prepare(
     from fedsprig_server.base_command import prepare
 
     check_json(json_file)
+    changed = pairs(settings or [], "--set", form="KEY=VALUE")
+    if "steps" in changed:
+        raise typer.BadParameter("use --steps", param_hint="--set steps")
     report = prepare(
         out,
         data,
@@ -70,7 +73,7 @@ def _prepare(
         weights=None if weights == "none" else weights,
         image_size=image_size,
         library=library,
-        settings={**pairs(settings or [], "--set"), "steps": str(steps)},
+        settings={**changed, "steps": str(steps)},
         held_out=held_out,
         seed=seed,
     )

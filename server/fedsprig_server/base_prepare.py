@@ -14,8 +14,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedsprig.artifacts import digest, pack, read_file, require_writable, write_bytes
-from fedsprig.bases import BaseWeights
+from fedsprig.artifacts import (
+    digest,
+    pack,
+    read_file,
+    require_writable,
+    state_digest,
+    write_bytes,
+)
+from fedsprig.bases import BaseWeights, belongs_to_base
 from fedsprig.errors import LibraryError, RunError, WeightsError
 from fedsprig.masks import Budget, Mask, ScoreSet, solve
 from fedsprig.models import ModelCard
@@ -109,7 +116,7 @@ def prepare_base(
     run = _run_digest(base, pictures, scores, config, held_out, seed)
     folder = out.with_name(f"{out.name}.unfinished")
     if out.exists():
-        report = _finished(out, run)
+        report = _finished(out, run, base.card.head)
         shutil.rmtree(folder, ignore_errors=True)
         return report
     journal = Journal(folder, run)
@@ -171,6 +178,7 @@ def _train(
         losses = run.step(step)
         told(f"training, loss {sum(losses) / len(losses):.2f}", step + 1, config.steps)
         if (step + 1) % SAVE_EVERY == 0:
+            run.check(step + 1)
             arrays = {f"weight:{name}": tensor.numpy() for name, tensor in own.items()}
             for name, tensor in run.momenta().items():
                 arrays[f"momentum:{name}"] = tensor.numpy()
@@ -238,17 +246,27 @@ def _run_digest(
     return digest(json.dumps(told, sort_keys=True).encode())
 
 
-def _finished(out: Path, run: str) -> PreparedBase:
+def _finished(out: Path, run: str, head: str) -> PreparedBase:
     """The report of a file that is there already.
 
     Raises:
-        RunError: Another command wrote it.
+        RunError: Another command wrote it, or its weights are not those that it reports.
     """
-    _, metadata = read_file(out)
+    state, metadata = read_file(out)
     if metadata.get("run") != run:
         raise RunError(f"{out} is there and of another command: remove it or give another name")
-    kept: dict[str, Any] = json.loads(metadata["report"])
-    return PreparedBase(**{**kept, "file": str(out)})
+    try:
+        report = PreparedBase(**{**json.loads(metadata["report"]), "file": str(out)})
+        for ratio, before in report.before.items():
+            _ = float(ratio), float(before), float(report.after[ratio])
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError):
+        raise RunError(
+            f"{out} has a damaged report: remove it and prepare the base again"
+        ) from None
+    own = {name: value for name, value in state.items() if belongs_to_base(name, head)}
+    if state_digest(own) != report.base:
+        raise RunError(f"{out} has damaged weights: remove it and prepare the base again")
+    return report
 
 
 def _written(ratio: float) -> str:

@@ -9,7 +9,7 @@ from typing import cast, get_args
 from rich.console import Console
 from rich.progress import Progress
 
-from fedsprig.errors import BudgetError
+from fedsprig.errors import BudgetError, DataError
 from fedsprig.models import describe
 from fedsprig.pruning import Policy
 from fedsprig.training import ImageSet, read
@@ -96,6 +96,10 @@ def pictures_of(source: str, model: str, size: int | None) -> ImageSet:
     Raises:
         DataError: A source that cannot be used.
     """
+    if not source:
+        raise DataError(
+            "a source of pictures is empty: name a folder, an .npz file or embedded:NAME"
+        )
     if source.startswith(_EMBEDDED):
         return read("embedded", name=source.removeprefix(_EMBEDDED))
     if source.endswith(".npz"):

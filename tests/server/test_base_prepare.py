@@ -10,7 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import typer
 
+from fedsprig.artifacts import pack, read_file
 from fedsprig.cli import run
 from fedsprig.errors import (
     DataError,
@@ -172,6 +174,7 @@ def test_a_library_of_another_base_is_refused(data, tmp_path, capsys):
         ),
         ("base.safetensors", {"settings": {"rate": "1"}}, UnknownNameError, "unknown setting"),
         ("base.safetensors", {"held-out": "1.5"}, DataError, "between 0 and 1"),
+        ("base.safetensors", {"settings": {"steps": "5"}}, typer.BadParameter, "use --steps"),
     ],
 )
 def test_what_cannot_be_is_refused_before_it_begins(
@@ -181,3 +184,36 @@ def test_what_cannot_be_is_refused_before_it_begins(
     assert run(line(out, data, **more)) == error.exit_code
     assert message in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_source_without_a_name_is_refused(tmp_path, capsys):
+    assert run(line(tmp_path / "base.safetensors", "")) == DataError.exit_code
+    assert "a source of pictures is empty" in capsys.readouterr().err
+
+
+def test_single_pictures_cannot_be_held_out(tmp_path, capsys):
+    source = tmp_path / "few.npz"
+    np.savez(source, images=np.zeros((3, 8, 8, 3), np.uint8), labels=np.arange(3))
+    assert run(line(tmp_path / "base.safetensors", source)) == DataError.exit_code
+    message = capsys.readouterr().err
+    assert str(source) in message.replace("\n", "")
+    assert "--held-out" in message
+
+
+def test_a_file_that_is_not_what_it_reports_is_refused(prepared, both, tmp_path, capsys):
+    arrays, metadata = read_file(prepared[0])
+    out = tmp_path / "base.safetensors"
+    arrays["conv1.weight"] += 1
+    report = json.loads(metadata["report"])
+    for weights, told in (
+        (arrays, metadata["report"]),
+        (read_file(prepared[0])[0], "{bad"),
+        (read_file(prepared[0])[0], "[1]"),
+        (read_file(prepared[0])[0], json.dumps({"base": report["base"]})),
+        (read_file(prepared[0])[0], json.dumps({**report, "before": 3})),
+        (read_file(prepared[0])[0], None),
+    ):
+        other = {"run": metadata["run"]} if told is None else {**metadata, "report": told}
+        out.write_bytes(pack(weights, other))
+        assert run(line(out, *both)) == RunError.exit_code
+        assert "damaged" in capsys.readouterr().err

@@ -13,6 +13,7 @@ from fedsprig.models.head import is_of_head
 from fedsprig.preparing.config import HealConfig, PrepareConfig
 from fedsprig.training.config import cosine
 from fedsprig.training.optimiser import (
+    check_weights,
     clipped_step,
     finite_loss,
     parameter_groups,
@@ -77,6 +78,14 @@ class BodyTraining:
     def end(self) -> None:
         """After the losses of a step: change the weights."""
         clipped_step(self._optimiser, self._config.clip_norm)
+
+    def check(self, done: int) -> None:
+        """Make sure that the steps so far have not spoilt the network; none needs to have been.
+
+        Raises:
+            NonFiniteLossError: A weight or a statistic is NaN or infinite.
+        """
+        check_weights(self._module, done, self._config.steps, self._config.learning_rate)
 
     def momenta(self) -> dict[str, Tensor]:
         """What the optimiser remembers; empty before the first step."""

@@ -76,7 +76,7 @@ def heal(
             or beside augmentation, which would make them wrong.
         DataError: Pictures of another dtype or shape.
         PlanError: A mask that does not fit the plan.
-        NonFiniteLossError: The loss became NaN or infinite; the network is then spoilt.
+        NonFiniteLossError: The loss or a weight became NaN or infinite; the network is then spoilt.
     """
     check_head(plan)
     check_pictures(images)
@@ -112,4 +112,5 @@ def heal(
                 progress(step + 1, config.steps, losses[-1])
     training.close()
     recalibrate(small, images[survey(len(images), config.survey, seed)])
+    training.check(config.steps)
     return tuple(losses)

@@ -202,6 +202,14 @@ class Preparation:
                 loss = loss + config.label_weight * F.cross_entropy(logits, labels)
         return loss
 
+    def check(self, done: int) -> None:
+        """Make sure that ``done`` steps have not spoilt the base, as before these are kept.
+
+        Raises:
+            NonFiniteLossError: A weight or a statistic is NaN or infinite.
+        """
+        self._training.check(done)
+
     def momenta(self) -> dict[str, Tensor]:
         """What the optimiser remembers; empty before the first step."""
         return self._training.momenta()
@@ -215,10 +223,15 @@ class Preparation:
         self._training.remember(momenta)
 
     def finish(self) -> None:
-        """Measure the base's running statistics anew at full width; what required gradients may."""
+        """Measure the base's running statistics anew at full width; what required gradients may.
+
+        Raises:
+            NonFiniteLossError: A weight or a statistic is NaN or infinite.
+        """
         self._training.close()
         index = survey(len(self._images), self._config.survey, self._seed)
         recalibrate(self._module, self._images[index])
+        self.check(self._config.steps)
 
 
 def _masks(

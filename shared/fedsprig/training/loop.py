@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedsprig.errors import LabelRangeError
 from fedsprig.seeds import derive_seed
@@ -20,7 +19,7 @@ from fedsprig.training.modes import device_of, keeping_modes
 from fedsprig.training.normalisation import recalibrate
 from fedsprig.training.optimiser import (
     check_pictures,
-    diverged,
+    check_weights,
     finite_loss,
     parameter_groups,
     remember,
@@ -133,8 +132,8 @@ def fit(
     if momenta is not None:
         momenta.clear()
         momenta.update(remembered(optimiser, model))
-    if total and not _finite(model):
-        raise diverged("a weight or a statistic is not finite", total, total, config.learning_rate)
+    if total:
+        check_weights(model, total, total, config.learning_rate)
     return TrainReport(tuple(losses), total, pictures, time.perf_counter() - started)
 
 
@@ -154,14 +153,3 @@ def _optimiser(model: nn.Module, config: TrainConfig, head: str) -> torch.optim.
     if config.optimiser == "adam":
         return torch.optim.Adam(groups, lr=config.learning_rate)
     return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum)
-
-
-def _finite(model: nn.Module) -> bool:
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    statistics = [
-        buffer
-        for module in model.modules()
-        if isinstance(module, _BatchNorm)
-        for buffer in module.buffers(recurse=False)
-    ]
-    return all(bool(torch.isfinite(tensor).all()) for tensor in (*trained, *statistics))

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedsprig.errors import DataError, NonFiniteLossError, TrainingError
 
@@ -128,6 +129,22 @@ def finite_loss(value: float, step: int, total: int, learning_rate: float) -> fl
     if not math.isfinite(value):
         raise diverged(f"the loss is {value}", step, total, learning_rate)
     return value
+
+
+def check_weights(model: nn.Module, step: int, total: int, learning_rate: float) -> None:
+    """Make sure that an update, which follows its step's loss, has not spoilt a model.
+
+    Raises:
+        NonFiniteLossError: A parameter or a running statistic is NaN or infinite.
+    """
+    statistics = [
+        buffer
+        for module in model.modules()
+        if isinstance(module, _BatchNorm)
+        for buffer in module.buffers(recurse=False)
+    ]
+    if not all(bool(torch.isfinite(one).all()) for one in (*model.parameters(), *statistics)):
+        raise diverged("a weight or a statistic is not finite", step, total, learning_rate)
 
 
 def diverged(what: str, step: int, total: int, learning_rate: float) -> NonFiniteLossError:

@@ -195,6 +195,23 @@ def test_a_loss_that_is_not_finite_is_named(tiny, tiny_plan, pictures):
         )
 
 
+def test_a_last_step_that_spoils_the_weights_is_caught(tiny, tiny_plan, pictures):
+    mask = Mask.full(tiny_plan)
+    small = materialize(tiny, tiny_plan, mask)
+    spoiling = {"steps": 1, "learning_rate": 3e38, "weight_decay": 1e10}
+    with pytest.raises(NonFiniteLossError, match="after 1 of 1 steps: lower learning_rate"):
+        heal(small, mask, tiny, tiny_plan, pictures[0], HealConfig(**spoiling), seed=0)
+    config = dataclasses.replace(SHORT, **spoiling)
+    with pytest.raises(NonFiniteLossError, match="after 1 of 1 steps: lower learning_rate"):
+        prepare(copy.deepcopy(tiny), tiny_plan, *pictures, config, seed=0)
+    # Who writes a checkpoint after a step can ask before.
+    run = Preparation(tiny, tiny_plan, *pictures, dataclasses.replace(config, steps=9), seed=0)
+    run.check(0)
+    run.step(0)
+    with pytest.raises(NonFiniteLossError, match="after 1 of 9 steps: lower learning_rate"):
+        run.check(1)
+
+
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
