@@ -226,6 +226,10 @@ def _evaluate(
     """
     from fedsprig_server.library_evaluation.command import evaluate_library
 
+    if not data and (model, weights, image_size) != ("sprig20", "shipped", None):
+        raise typer.BadParameter(
+            "--model, --weights and --image-size are of pictures: give --data too"
+        )
     check_json(json_file)
     with _opened(folder) as opened:
         found = evaluate_library(

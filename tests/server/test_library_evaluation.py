@@ -3,12 +3,13 @@
 import json
 import tomllib
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from fedsprig.cli import run
-from fedsprig.errors import InfeasibleBudgetError, LibraryError, RunError
+from fedsprig.errors import BudgetError, InfeasibleBudgetError, LibraryError, RunError
 from fedsprig.graph.plan import GroupPlan
 from fedsprig.masks import Budget, Mask, ScoreSet, plan_macs
 from fedsprig.masks.layout import Layout
@@ -424,3 +425,25 @@ def test_a_budget_that_nothing_meets_is_refused(library, base):
     solver = Solver(base.plan, lambda plan: Budget(macs=1), SelectionConfig())
     with pytest.raises(InfeasibleBudgetError):
         evaluate(Subject.read(library, base.digest, solver, most=2, seed=0))
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["--macs=-5%"], BudgetError.exit_code, "--macs '-5%' is no limit: write 25% or 12M"),
+        (["--macs=nan"], BudgetError.exit_code, "--macs 'nan' is no limit: write 25% or 12M"),
+        (["--bytes=0"], BudgetError.exit_code, "--bytes '0' is no limit: write 25% or 120kB"),
+        (["--model", "cifar_resnet20"], 2, "give --data too"),
+        (["--weights", "none"], 2, "give --data too"),
+    ],
+)
+def test_options_that_mean_nothing_are_refused(library, words, code, message, capsys):
+    folder = str(Path(library.database.name).parent)
+    assert run(["library", "evaluate", folder, *words]) == code
+    assert message in " ".join(capsys.readouterr().err.replace("│", " ").split())
+
+
+def test_no_error_is_told_of_a_single_task(library, capsys):
+    folder = str(Path(library.database.name).parent)
+    assert run(["library", "evaluate", folder, "--entries", "1"]) == 0
+    assert "inf" not in capsys.readouterr().out.split()

@@ -12,7 +12,7 @@ from rich.progress import Progress as Bars
 from fedsprig.errors import BudgetError, LibraryError
 from fedsprig.graph.plan import GroupPlan
 from fedsprig.masks import Budget
-from fedsprig.pruning import Target
+from fedsprig.pruning import Policy, Target
 from fedsprig_server.base import Base
 from fedsprig_server.build_command import pictures_of
 from fedsprig_server.config import SelectionConfig
@@ -138,7 +138,7 @@ class _Watched(AbstractContextManager[Progress]):
 def _budget(macs: str | None, weight_bytes: str | None, plan: GroupPlan) -> Budget:
     limits = {}
     if macs is not None:
-        budget = Target.parse("latency", macs, plan).budget
+        budget = _target("latency", "--macs", macs, plan, "25% or 12M").budget
         if budget is None or budget.macs is None:
             raise BudgetError(
                 f"the limit {macs!r:.40} is a time, which nobody measures here: "
@@ -146,7 +146,14 @@ def _budget(macs: str | None, weight_bytes: str | None, plan: GroupPlan) -> Budg
             )
         limits["macs"] = budget.macs
     if weight_bytes is not None:
-        budget = Target.parse("memory", weight_bytes, plan).budget
+        budget = _target("memory", "--bytes", weight_bytes, plan, "25% or 120kB").budget
         if budget is not None and budget.weight_bytes is not None:
             limits["weight_bytes"] = budget.weight_bytes
     return Budget(**limits)
+
+
+def _target(policy: Policy, option: str, text: str, plan: GroupPlan, forms: str) -> Target:
+    try:
+        return Target.parse(policy, text, plan)
+    except BudgetError:
+        raise BudgetError(f"{option} {text!r:.40} is no limit: write {forms}") from None

@@ -40,7 +40,7 @@ def show(
     rows = zip(evaluation.ways, evaluation.overlaps, evaluation.group_overlaps, strict=True)
     for way, whole, by_group in rows:
         gain = Estimate.of(whole - mean)
-        paired = ("", "") if way == MEAN else (f"{gain.mean:+.3f}", f"{gain.error:.3f}")
+        paired = ("", "") if way == MEAN else (f"{gain.mean:+.3f}", _error(gain))
         table.add_row(
             way.score_mask,
             way.similarity,
@@ -60,7 +60,7 @@ def show(
     table = Table("similarity", "rank correlation with IoU", "standard error", box=None)
     for name, values in evaluation.correlations.items():
         estimate = Estimate.of(values)
-        table.add_row(name, f"{estimate.mean:.3f}", f"{estimate.error:.3f}")
+        table.add_row(name, f"{estimate.mean:.3f}", _error(estimate))
     console.print()
     console.print(table)
     if measured:
@@ -83,11 +83,17 @@ def _show_losses(console: Console, choice: Choice, measured: Sequence[TaskLoss])
         lost = Estimate.of(
             np.array([100 * (task.own - task.predicted[label]) for task in measured])
         )
+        known = f" (standard error {lost.error:.1f})" if math.isfinite(lost.error) else ""
         console.print(
-            f"{label}: {lost.mean:+.1f} points lost against the own mask right after the cut "
-            f"(standard error {lost.error:.1f})",
+            f"{label}: {lost.mean:+.1f} points lost against the own mask right after the cut"
+            f"{known}",
             highlight=False,
         )
+
+
+def _error(estimate: Estimate) -> str:
+    """Of one task alone, nothing is known of it."""
+    return f"{estimate.error:.3f}" if math.isfinite(estimate.error) else ""
 
 
 def plain(
