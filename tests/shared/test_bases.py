@@ -100,7 +100,7 @@ def test_statistics_that_were_measured_after_the_cut_travel_as_the_others_decode
         for name, value in widths.items()
         if name.endswith(("running_mean", "running_var"))
     }
-    whole, short = both(base, statistics=measured, adapter=None)
+    whole, short = both(base, own=measured, adapter=None)
     assert Mask.from_bytes(pb.SubNetwork.FromString(short).mask, plan) == mask
     assert_same_bits(built(short, base), built(whole, base))
     sent = pb.SubNetwork.FromString(short).weights
