@@ -389,7 +389,7 @@ def test_with_pictures_it_measures_what_is_lost(folder, tmp_path, capsys):
     ("options", "message"),
     [
         (["--macs", "5ms"], "is a time, which nobody measures here"),
-        (["--macs", "much"], "the target 'much' is not of the latency policy"),
+        (["--macs", "much"], "--macs 'much' is no limit: write 25% or 12M"),
         (["--bytes", "10"], "the smallest network needs"),
         (["--data", "nobody=FILE", *MODEL], "the library has no task 'nobody' of this base"),
         (["--data", "low=FILE", *MODEL], "has 2 classes, its pictures 3"),
