@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -50,6 +50,8 @@ def accuracies(
     card: ModelCard,
     masks: Mapping[str, Mask],
     sources: Sequence[Source],
+    *,
+    done: Callable[[int], None] = lambda count: None,
 ) -> dict[str, float]:
     """Share of held-out pictures that class means get right, the mean over the sources.
 
@@ -62,14 +64,16 @@ def accuracies(
         card: Its card.
         masks: By name.
         sources: Each is a task of its own.
+        done: Told of the number of masks that are measured.
     """
-    found = {}
+    found: dict[str, float] = {}
     for name, mask in masks.items():
         right = [
             accuracy_of_cut(base, plan, card, mask, source.train, source.held, source.classes)
             for source in sources
         ]
         found[name] = sum(right) / len(right)
+        done(len(found))
     return found
 
 

@@ -127,13 +127,11 @@ def prepare_base(
     if "before" in checkpoint.state:
         before = checkpoint.state["before"]
     else:
-        told("measuring", 0, 1)
-        before = accuracies(base.module, base.plan, base.card, masks, measured)
+        before = _measured(base, masks, measured, told)
     saved = checkpoint.beside(lambda: {"before": before})
     trained = _joined([rest for rest, _ in parts], base.card, seed)
     _train(base, trained, scores, config, seed, saved, told)
-    told("measuring", 0, 1)
-    after = accuracies(base.module, base.plan, base.card, masks, measured)
+    after = _measured(base, masks, measured, told)
     report = PreparedBase(
         file=str(out),
         base=BaseWeights.of(model, base.module, base.card.head).digest,
@@ -208,6 +206,21 @@ def _masks(base: Base, scores: Sequence[ScoreSet], config: PrepareConfig) -> dic
     for ratio in reversed(config.ratios):
         masks[_written(ratio)] = solve(ranked, base.plan, Budget.fraction(base.plan, macs=ratio))
     return masks
+
+
+def _measured(
+    base: Base, masks: Mapping[str, Mask], sources: Sequence[Source], told: Told
+) -> dict[str, float]:
+    stage = "measuring, width by width"
+    told(stage, 0, len(masks))
+    return accuracies(
+        base.module,
+        base.plan,
+        base.card,
+        masks,
+        sources,
+        done=lambda count: told(stage, count, len(masks)),
+    )
 
 
 def _joined(sets: Sequence[ImageSet], card: ModelCard, seed: int) -> tuple[Tensor, Tensor]:
