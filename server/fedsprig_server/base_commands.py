@@ -10,7 +10,16 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from fedsprig_server.json_option import Json, check_json, write_json
+from fedsprig_server.options import (
+    ImageSize,
+    Json,
+    Model,
+    Seed,
+    Weights,
+    check_json,
+    weights_of,
+    write_json,
+)
 from fedsprig_server.pairs import pairs
 
 base = typer.Typer(add_completion=False, no_args_is_help=True, help="Make base models ready.")
@@ -31,13 +40,9 @@ def _prepare(
             help="A folder of pictures by class, an .npz file, or embedded:digits; repeatable.",
         ),
     ],
-    model: Annotated[str, typer.Option(help="Base model.")] = "sprig20",
-    weights: Annotated[
-        str, typer.Option(help="shipped, imagenet, a .safetensors file, or none.")
-    ] = "shipped",
-    image_size: Annotated[
-        int | None, typer.Option(min=8, help="Side of the pictures that the model gets.")
-    ] = None,
+    model: Model = "sprig20",
+    weights: Weights = "shipped",
+    image_size: ImageSize = None,
     steps: Annotated[int, typer.Option(min=0, help="Optimiser steps.")] = 1200,
     library: Annotated[
         Path | None,
@@ -52,7 +57,7 @@ def _prepare(
     held_out: Annotated[
         float, typer.Option(help="Share of each class that is measured on and not trained on.")
     ] = 0.1,
-    seed: Annotated[int, typer.Option(min=0, help="Of everything.")] = 0,
+    seed: Seed = 0,
     json_file: Json = None,
 ) -> None:
     """Train a base so that what is cut from it knows more; see docs/starting.md.
@@ -70,7 +75,7 @@ def _prepare(
         out,
         data,
         model=model,
-        weights=None if weights == "none" else weights,
+        weights=weights_of(weights),
         image_size=image_size,
         library=library,
         settings={**changed, "steps": str(steps)},

@@ -14,9 +14,18 @@ from rich.console import Console
 from rich.table import Table
 
 from fedsprig.errors import LibraryError
-from fedsprig_server.json_option import Json, check_json, write_json
 from fedsprig_server.library import Library
 from fedsprig_server.library.database import FILE
+from fedsprig_server.options import (
+    ImageSize,
+    Json,
+    Model,
+    Seed,
+    Weights,
+    check_json,
+    weights_of,
+    write_json,
+)
 from fedsprig_server.pairs import pairs
 
 library = typer.Typer(
@@ -107,13 +116,9 @@ def _build(
     target: Annotated[
         str, typer.Option(help="1% (accuracy), 25% or 120kB (memory), 30%, 12M or 5ms (latency).")
     ],
-    model: Annotated[str, typer.Option(help="Base model.")] = "sprig20",
-    weights: Annotated[
-        str, typer.Option(help="shipped, imagenet, a .safetensors file, or none.")
-    ] = "shipped",
-    image_size: Annotated[
-        int | None, typer.Option(min=8, help="Side of the pictures that the model gets.")
-    ] = None,
+    model: Model = "sprig20",
+    weights: Weights = "shipped",
+    image_size: ImageSize = None,
     settings: Annotated[
         list[str] | None,
         typer.Option(
@@ -123,7 +128,7 @@ def _build(
     held_out: Annotated[
         float, typer.Option(help="Share of each class that selects and is not trained on.")
     ] = 0.2,
-    seed: Annotated[int, typer.Option(min=0, help="Of everything.")] = 0,
+    seed: Seed = 0,
     json_file: Json = None,
 ) -> None:
     """Make library entries of tasks with pictures; the same command goes on after an interruption.
@@ -140,7 +145,7 @@ def _build(
         policy=policy,
         target=target,
         model=model,
-        weights=None if weights == "none" else weights,
+        weights=weights_of(weights),
         image_size=image_size,
         settings=pairs(settings or [], "--set", empty=True),
         held_out=held_out,
@@ -170,10 +175,8 @@ def _rebase(
     weights: Annotated[
         str, typer.Option(help="Of the new base, as `fedsprig base prepare` wrote them.")
     ],
-    model: Annotated[str, typer.Option(help="Base model.")] = "sprig20",
-    image_size: Annotated[
-        int | None, typer.Option(min=8, help="Side of the pictures that the model gets.")
-    ] = None,
+    model: Model = "sprig20",
+    image_size: ImageSize = None,
     origin: Annotated[
         str, typer.Option("--from", help="Digest of the old base, or how it begins.")
     ] = "",
@@ -209,14 +212,10 @@ def _evaluate(
         ),
     ] = None,
     model: Annotated[str, typer.Option(help="Base model, for the pictures.")] = "sprig20",
-    weights: Annotated[
-        str, typer.Option(help="shipped, imagenet, a .safetensors file, or none.")
-    ] = "shipped",
-    image_size: Annotated[
-        int | None, typer.Option(min=8, help="Side of the pictures that the model gets.")
-    ] = None,
+    weights: Weights = "shipped",
+    image_size: ImageSize = None,
     held_out: Annotated[float, typer.Option(help="Share of each class to measure on.")] = 0.2,
-    seed: Annotated[int, typer.Option(min=0, help="Of everything that is drawn.")] = 0,
+    seed: Seed = 0,
     json_file: Json = None,
 ) -> None:
     """Tell whether choosing similar tasks pays in this library, and print the settings for it.
@@ -239,7 +238,7 @@ def _evaluate(
             weight_bytes=weight_bytes,
             entries=entries,
             model=model,
-            weights=None if weights == "none" else weights,
+            weights=weights_of(weights),
             image_size=image_size,
             held_out=held_out,
             seed=seed,

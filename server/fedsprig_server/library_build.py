@@ -18,7 +18,7 @@ from fedsprig.models import ModelCard, replace_head
 from fedsprig.scoring import score
 from fedsprig.seeds import derive_seed
 from fedsprig.subnetwork import build_subnetwork
-from fedsprig.tasks import TaskSketch, class_means, projected_variance, prototype_head, sketch
+from fedsprig.tasks import TaskSketch, class_means, observe, projected_variance, prototype_head
 from fedsprig.training import (
     ImageSet,
     TrainConfig,
@@ -126,7 +126,7 @@ def described_task(
     # A probe of its own: describing hooks into the network, and others are at it.
     probe = build_subnetwork(library.blobs.get(probe_digest), plan_of=lambda _: None)
     images, labels = tensors(task.pictures, base.card)
-    return sketch(
+    return observe(
         probe.module,
         shrink_plan(probe.plan, probe.mask),
         base.card.head,
@@ -134,7 +134,7 @@ def described_task(
         labels,
         task.pictures.classes,
         probe=probe_digest,
-    )
+    ).sketch
 
 
 def _entry(

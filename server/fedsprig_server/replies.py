@@ -16,7 +16,7 @@ from fedsprig.artifacts import unpack
 from fedsprig.errors import MessageError, NonFiniteUpdateError
 from fedsprig.graph import GroupPlan, KeptIndex, kept_axes, shrink_plan
 from fedsprig.masks import Mask, ScoreSet
-from fedsprig.tasks import TaskSketch, prototype_head
+from fedsprig.tasks import TaskSketch, pooled_variance, prototype_head
 from fedsprig.tasks.similarity import HeadValue
 from fedsprig.updates import decode_update
 from fedsprig.wire import Envelope, parse
@@ -175,8 +175,8 @@ def head_from_means(base: Base, replies: Sequence[Installed]) -> dict[str, Array
     """
     counts = np.sum([reply.counts for reply in replies], axis=0)
     sums = np.sum([reply.means * reply.counts[:, None] for reply in replies], axis=0)
-    pictures = [reply.counts.sum() for reply in replies]
-    variance = float(np.average([reply.variance for reply in replies], weights=pictures))
+    pictures = [int(reply.counts.sum()) for reply in replies]
+    variance = pooled_variance([reply.variance for reply in replies], pictures)
     values = prototype_head(sums / np.maximum(counts, 1)[:, None], counts, variance)
     head = base.module.get_submodule(base.plan.head)
     parameters = dict(head.named_parameters())  # a weight and, for most, a bias

@@ -3,7 +3,12 @@
 Needs no torch until a model is run or scores are combined.
 """
 
-from fedsprig.tasks.prototype_head import class_means, projected_variance, prototype_head
+from fedsprig.tasks.prototype_head import (
+    class_means,
+    pooled_variance,
+    projected_variance,
+    prototype_head,
+)
 from fedsprig.tasks.score_mask import (
     SCORE_MASKS,
     Neighbour,
@@ -22,7 +27,7 @@ from fedsprig.tasks.similarity import (
     SketchIndex,
     nearest,
 )
-from fedsprig.tasks.sketch import observe, sketch
+from fedsprig.tasks.sketch import observe
 from fedsprig.tasks.task_sketch import TaskSketch
 
 __all__ = [
@@ -42,8 +47,8 @@ __all__ = [
     "nearest",
     "neighbour_weights",
     "observe",
+    "pooled_variance",
     "projected_variance",
     "prototype_head",
     "score_mask",
-    "sketch",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,23 @@ def projected_variance(features: Array, labels: Array, means: Array) -> float:
     lengths = np.linalg.norm(directions, axis=1, keepdims=True)
     directions = directions / np.maximum(lengths, 1e-12)
     return float(np.square((features - means[labels]) @ directions.T).mean())
+
+
+def pooled_variance(variances: Sequence[float], pictures: Sequence[int]) -> float:
+    """The variance of several devices' pictures together: a mean, weighted by pictures.
+
+    A device with a single class cannot tell how pictures lie between classes, and says 0; it has no
+    part in the mean. 0 where no device can tell.
+
+    Args:
+        variances: From :func:`projected_variance`, of each device.
+        pictures: Of each device.
+    """
+    told = [at for at, variance in enumerate(variances) if variance > 0]
+    if not told:
+        return 0.0
+    weights = [pictures[at] for at in told]
+    return float(np.average([variances[at] for at in told], weights=weights))
 
 
 def prototype_head(means: Array, counts: Array, variance: float) -> tuple[Array, Array]:

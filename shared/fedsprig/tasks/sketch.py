@@ -80,23 +80,6 @@ def observe(
     return Evidence(described, Features(features, numbers.astype(np.int64)))
 
 
-def sketch(
-    model: nn.Module,
-    plan: GroupPlan | None,
-    head: str,
-    images: Tensor,
-    labels: Tensor,
-    classes: Sequence[str],
-    *,
-    probe: str,
-    noise: float = 0.0,
-    rng: np.random.Generator | None = None,
-) -> TaskSketch:
-    """The sketch alone; arguments and errors as of :func:`observe`."""
-    seen = observe(model, plan, head, images, labels, classes, probe=probe, noise=noise, rng=rng)
-    return seen.sketch
-
-
 def _check_labels(images: Tensor, labels: Tensor, classes: int) -> None:
     if len(images) == 0 or labels.shape != (len(images),):
         raise SketchError(
@@ -222,6 +205,3 @@ def _module(model: nn.Module, path: str) -> nn.Module:
         raise SketchError(
             f"the probe has no module {path!r}: use the plan and head it came with"
         ) from None
-
-
-__all__ = ["TaskSketch", "observe", "sketch"]

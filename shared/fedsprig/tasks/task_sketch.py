@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from fedsprig.artifacts.container import Limits, pack, unpack
 from fedsprig.artifacts.digest import digest
 from fedsprig.errors import ProbeMismatchError, SketchError
+from fedsprig.tasks.prototype_head import pooled_variance
 
 KIND: Final = "fedsprig.sketch.1"
 MAX_CLASS_NAME: Final = 200
@@ -161,8 +162,6 @@ class TaskSketch:
         for counts, share, item in zip(weights, shares, sketches, strict=True):
             sums += counts[:, None] * item.prototypes
             fingerprint += share * item.fingerprint
-        spreads = np.array([item.spread for item in sketches])
-        told = shares * (spreads > 0)
         return cls(
             probe=first.probe,
             prototypes=(sums / np.maximum(totals, 1.0)[:, None]).astype(np.float32),
@@ -172,7 +171,9 @@ class TaskSketch:
             ),
             fingerprint=fingerprint.astype(np.float32),
             groups=first.groups,
-            spread=float(told @ spreads / told.sum()) if told.any() else 0.0,
+            spread=pooled_variance(
+                [item.spread for item in sketches], [item.pictures for item in sketches]
+            ),
         )
 
 

@@ -18,8 +18,6 @@ Json = Annotated[Path | None, typer.Option("--json", help="Write the figures to 
 Data = Annotated[
     str, typer.Option(help="An .npz file with splits train and test, or digits or fashion.")
 ]
-Model = Annotated[str, typer.Option(help="Base model.")]
-Weights = Annotated[str, typer.Option(help="shipped, imagenet, a .safetensors file, or none.")]
 Seeds = Annotated[int, typer.Option(min=1, help="Repetitions.")]
 Pictures = Annotated[int, typer.Option(min=64, help="Training pictures, at most.")]
 TestPictures = Annotated[int, typer.Option(min=1, help="Test pictures, at most.")]
@@ -30,11 +28,6 @@ DataPaths = Annotated[
     list[str] | None,
     typer.Option(metavar="NAME=PATH", help="Where the scenario's data NAME lie; repeatable."),
 ]
-
-
-def weights_of(name: str) -> str | None:
-    """What ``none`` means to those who build a model."""
-    return None if name == "none" else name
 
 
 def paths_of(items: Sequence[str] | None, option: str) -> dict[str, str]:

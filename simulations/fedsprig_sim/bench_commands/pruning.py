@@ -8,20 +8,18 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 from rich.console import Console
 
+from fedsprig_server.options import Model, Weights, weights_of
 from fedsprig_sim.bench_commands.options import (
     Bf16,
     Data,
     Figures,
     Json,
-    Model,
     Out,
     Pictures,
     Seeds,
     TestPictures,
     Threads,
-    Weights,
     report,
-    weights_of,
 )
 from fedsprig_sim.progress import show_progress
 

@@ -8,7 +8,8 @@ import typer
 from rich.console import Console
 
 from fedsprig.spelling import lookup
-from fedsprig_sim.bench_commands.options import Json, Model, Threads, report
+from fedsprig_server.options import Model
+from fedsprig_sim.bench_commands.options import Json, Threads, report
 from fedsprig_sim.progress import LineProgress
 
 speed = typer.Typer()

@@ -9,18 +9,16 @@ import typer
 from rich.console import Console
 
 from fedsprig.artifacts import require_writable, write_bytes
+from fedsprig_server.options import ImageSize, Model, Weights, weights_of
 from fedsprig_sim.bench_commands.options import (
     Bf16,
     DataPaths,
     Figures,
     Json,
-    Model,
     Out,
     Threads,
-    Weights,
     paths_of,
     report,
-    weights_of,
 )
 from fedsprig_sim.progress import show_progress
 from fedsprig_sim.scenario import Scenario
@@ -36,9 +34,7 @@ def _one_shot_accuracy(
     data: DataPaths = None,
     model: Model = "sprig20",
     weights: Weights = "shipped",
-    image_size: Annotated[
-        int | None, typer.Option(min=8, help="Side of the pictures that the model gets.")
-    ] = None,
+    image_size: ImageSize = None,
     prepared: Annotated[
         Path | None,
         typer.Option(help="The base prepared for cutting (`fedsprig base prepare`), for its arms."),

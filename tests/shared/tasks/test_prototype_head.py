@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedsprig.errors import SketchError
-from fedsprig.tasks import class_means, projected_variance, prototype_head
+from fedsprig.tasks import class_means, pooled_variance, projected_variance, prototype_head
 
 
 def test_by_hand():
@@ -71,3 +71,9 @@ def test_classes_that_cannot_be_told_apart_give_finite_values():
     weight, bias = prototype_head(np.ones((3, 4)), np.ones(3), 0.0)
     assert np.isfinite(weight).all()
     assert np.isfinite(bias).all()
+
+
+def test_devices_count_by_their_pictures_and_one_that_cannot_tell_does_not_count():
+    assert pooled_variance([1.0, 4.0], [3, 1]) == 7 / 4
+    assert pooled_variance([1.0, 0.0, 4.0], [3, 50, 1]) == 7 / 4
+    assert pooled_variance([0.0, 0.0], [3, 1]) == 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,12 +11,14 @@ from torch import Tensor, nn
 
 from fedsprig.errors import LabelRangeError, SketchError
 from fedsprig.graph import AxisMap, Group, GroupPlan, Tap
-from fedsprig.tasks import class_means, observe, projected_variance
-from fedsprig.tasks import sketch as describe
+from fedsprig.tasks import TaskSketch, class_means, observe, projected_variance
 
 CLASSES = ("a", "", "c", "d")
 PROBE = "e" * 64
-sketch = partial(describe, probe=PROBE)
+
+
+def sketch(*args: Any, **options: Any) -> TaskSketch:
+    return observe(*args, probe=PROBE, **options).sketch
 
 
 class Net(nn.Module):

@@ -8,9 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsprig.tasks.prototype_head import class_means
-from fedsprig.tasks.similarity.evidence import Evidence
-from fedsprig.tasks.similarity.heads import HeadValue, check_outputs, compare_heads
-from fedsprig.tasks.similarity.index import SketchIndex
+from fedsprig.tasks.similarity.heads import HeadValue, check_outputs
 
 
 def h_score(outputs: NDArray[np.float64], labels: NDArray[np.int64]) -> float:
@@ -70,20 +68,3 @@ def shrinkage(centred: NDArray[np.float64], covariance: NDArray[np.float64]) -> 
 
 
 H_SCORE: Final = HeadValue("h_score", h_score, 0.0, lambda classes: classes - 1)
-
-
-def compare(
-    evidence: Evidence, index: SketchIndex, entries: NDArray[np.int64] | None = None
-) -> NDArray[np.float64]:
-    """H-score of the entries' classifiers on the task's pictures: float64 ``[entries]``, from 0.
-
-    Args:
-        evidence: The new task with its features.
-        index: The library.
-        entries: int64: positions of the entries to compare with; all of them when ``None``.
-
-    Raises:
-        ProbeMismatchError: The task was described by another probe.
-        SketchError: Its features are not at hand.
-    """
-    return compare_heads(H_SCORE, evidence, index, entries)

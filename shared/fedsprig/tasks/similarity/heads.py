@@ -56,6 +56,40 @@ class HeadValue:
                     f"{self.least:g} and {most:g}; compare again"
                 )
 
+    def compare(
+        self, evidence: Evidence, index: SketchIndex, entries: NDArray[np.int64] | None = None
+    ) -> NDArray[np.float64]:
+        """The value of the entries' heads for a task, as a similarity: float64 ``[entries]``.
+
+        Args:
+            evidence: The new task with its features.
+            index: The library.
+            entries: int64: positions of the entries to compare with; all of them when ``None``.
+
+        Raises:
+            ProbeMismatchError: The task was described by another probe.
+            SketchError: Its features are not at hand, or are of another number, or of classes that
+                its sketch does not have.
+        """
+        index.check(evidence.sketch)
+        features = evidence.need_features(self.name)
+        if len(index) and features.array.shape[1] != index.prototypes.shape[1]:
+            raise SketchError(
+                f"{features.array.shape[1]} features of the task's pictures, the library has "
+                f"{index.prototypes.shape[1]}: use the probe that its sketches were made with"
+            )
+        classes, last = len(evidence.sketch.counts), int(features.labels.max())
+        if last >= classes:
+            raise SketchError(
+                f"label {last}, the sketch has {classes} classes: describe these pictures anew"
+            )
+        if entries is None:
+            entries = np.arange(len(index))
+        if not len(entries):
+            return np.zeros(0)
+        heads = entry_heads(index, entries, spread=evidence.sketch.spread)
+        return head_values(self, features, heads)
+
 
 def check_outputs(outputs: NDArray[np.float64], name: str) -> None:
     """Refuse outputs ``[pictures, classes]`` that the value of that name cannot be taken of.
@@ -107,42 +141,3 @@ def head_values(value: HeadValue, features: Features, heads: Sequence[Head]) -> 
     array = features.array.astype(np.float64)  # once, and not for each head
     found = [value(head.outputs(array), features.labels) for head in heads]
     return np.array(found, np.float64)
-
-
-def compare_heads(
-    value: HeadValue,
-    evidence: Evidence,
-    index: SketchIndex,
-    entries: NDArray[np.int64] | None,
-) -> NDArray[np.float64]:
-    """The value of the entries' heads for a task; the similarities LEEP and H-score.
-
-    Args:
-        value: The value.
-        evidence: The new task with its features.
-        index: The library.
-        entries: Positions; all when ``None``.
-
-    Raises:
-        ProbeMismatchError: The task was described by another probe.
-        SketchError: Its features are not at hand, or are of another number, or of classes that
-            its sketch does not have.
-    """
-    index.check(evidence.sketch)
-    features = evidence.need_features(value.name)
-    if len(index) and features.array.shape[1] != index.prototypes.shape[1]:
-        raise SketchError(
-            f"{features.array.shape[1]} features of the task's pictures, the library has "
-            f"{index.prototypes.shape[1]}: use the probe that its sketches were made with"
-        )
-    classes, last = len(evidence.sketch.counts), int(features.labels.max())
-    if last >= classes:
-        raise SketchError(
-            f"label {last}, the sketch has {classes} classes: describe the pictures that it is of"
-        )
-    if entries is None:
-        entries = np.arange(len(index))
-    if not len(entries):
-        return np.zeros(0)
-    heads = entry_heads(index, entries, spread=evidence.sketch.spread)
-    return head_values(value, features, heads)

@@ -7,9 +7,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsprig.tasks.similarity.evidence import Evidence
-from fedsprig.tasks.similarity.heads import HeadValue, check_outputs, compare_heads
-from fedsprig.tasks.similarity.index import SketchIndex
+from fedsprig.tasks.similarity.heads import HeadValue, check_outputs
 
 SMALLEST: Final = float(np.finfo(np.float64).tiny)
 """Probability that counts for one that underflows."""
@@ -53,20 +51,3 @@ def leep_of_outputs(outputs: NDArray[np.float64], labels: NDArray[np.int64]) -> 
 
 
 LEEP: Final = HeadValue("leep", leep_of_outputs, float(np.log(SMALLEST)), lambda classes: 0.0)
-
-
-def compare(
-    evidence: Evidence, index: SketchIndex, entries: NDArray[np.int64] | None = None
-) -> NDArray[np.float64]:
-    """LEEP of the entries' classifiers on the task's pictures: float64 ``[entries]``, 0 at most.
-
-    Args:
-        evidence: The new task with its features.
-        index: The library.
-        entries: int64: positions of the entries to compare with; all of them when ``None``.
-
-    Raises:
-        ProbeMismatchError: The task was described by another probe.
-        SketchError: Its features are not at hand.
-    """
-    return compare_heads(LEEP, evidence, index, entries)

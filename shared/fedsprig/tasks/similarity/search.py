@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 
 from fedsprig.errors import LibraryError
 from fedsprig.spelling import lookup
-from fedsprig.tasks.similarity import h_score, leep
 from fedsprig.tasks.similarity.evidence import Evidence
 from fedsprig.tasks.similarity.fingerprints import fingerprints
 from fedsprig.tasks.similarity.first_scores import first_scores
+from fedsprig.tasks.similarity.h_score import H_SCORE
 from fedsprig.tasks.similarity.heads import HeadValue
 from fedsprig.tasks.similarity.index import SketchIndex, unit
+from fedsprig.tasks.similarity.leep import LEEP
 from fedsprig.tasks.similarity.method import SimilarityMethod
 from fedsprig.tasks.similarity.prototypes import prototypes
 from fedsprig.tasks.similarity.transport import transport
@@ -33,15 +34,17 @@ SIMILARITIES: Final[Mapping[str, SimilarityMethod]] = MappingProxyType(
             SimilarityMethod("prototypes", prototypes),
             SimilarityMethod("transport", transport),
             SimilarityMethod("fingerprints", fingerprints, frozenset({"fingerprint"})),
-            SimilarityMethod("leep", leep.compare, frozenset({"features"})),
-            SimilarityMethod("h_score", h_score.compare, frozenset({"features"})),
+            *(
+                SimilarityMethod(value.name, value.compare, frozenset({"features"}))
+                for value in (LEEP, H_SCORE)
+            ),
             SimilarityMethod("first_scores", first_scores, frozenset({"scores"})),
         )
     }
 )
 
 HEAD_VALUES: Final[Mapping[str, HeadValue]] = MappingProxyType(
-    {value.name: value for value in (leep.LEEP, h_score.H_SCORE)}
+    {value.name: value for value in (LEEP, H_SCORE)}
 )
 """What a device can tell of the library's classifiers, for :func:`rerank`."""
 

@@ -181,7 +181,7 @@ def run(
     }
 
 
-PROTOCOL: Final = 2
+PROTOCOL: Final = 3
 """Of how a case is measured; another number with every change of that."""
 
 

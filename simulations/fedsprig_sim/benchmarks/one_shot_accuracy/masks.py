@@ -50,16 +50,18 @@ def neighbours(
         entries: How many of the library's entries there are, drawn for the task; all by default.
         farthest: Only so many, the least similar ones, where it is not 0.
     """
-    side, shown = known.side, known.shown(entries)
-    values = SIMILARITIES[similarity].compare(known.evidence(similarity), side.index, shown)
-    if farthest:
-        order = values.argsort(kind="stable")[:farthest]
-        shown, values = shown[order], values[order]
-    places = embeddings(side.index, shown)
-    return [
-        Neighbour(side.entries[at].name, float(value), side.scores[at], place)
-        for at, value, place in zip(shown, values, places, strict=True)
+    shown = known.shown(entries)
+    scores = [known.side.scores[at] for at in shown]
+    # What is hidden has no part in the library's centre either.
+    index = known.side.index.subset(shown).with_scores(scores)
+    values = SIMILARITIES[similarity].compare(known.evidence(similarity), index)
+    near = [
+        Neighbour(name, float(value), own, place, index.groups)
+        for name, value, own, place in zip(
+            index.names, values, scores, embeddings(index), strict=True
+        )
     ]
+    return sorted(near, key=lambda item: item.similarity)[:farthest] if farthest else near
 
 
 def library(

@@ -22,10 +22,9 @@ from fedsprig.scoring import score
 from fedsprig.scoring.taylor import score_taylor_with_error
 from fedsprig.seeds import derive_seed
 from fedsprig.subnetwork import SubNetwork, build_subnetwork
-from fedsprig.tasks import TaskSketch, sketch
+from fedsprig.tasks import Evidence, TaskSketch, observe
 from fedsprig.tasks.similarity import SIMILARITIES, SketchIndex
-from fedsprig.tasks.similarity.evidence import Evidence, Features
-from fedsprig.training import features, labelled_batches, to_tensor
+from fedsprig.training import labelled_batches, to_tensor
 from fedsprig_server.base import Base
 from fedsprig_server.library import Entry, Library
 from fedsprig_server.library_build import BuildConfig, base_record, build_library, started
@@ -95,7 +94,7 @@ class Side:
             probe = build_subnetwork(library.blobs.get(record.probe), plan_of=lambda _: None)
             entries = tuple(library.entries(base.digest))
             scores = tuple(library.scores(entry, base.plan) for entry in entries)
-            index = library.index(base.digest).with_scores(scores)
+            index = library.index(base.digest)
             return cls(base, probe, record.probe, index, entries, scores, _operators(tasks))
 
     def prepared(self, weights: str) -> Side:
@@ -145,10 +144,10 @@ class Known:
         return self.side.tensors(self.task)
 
     @cached_property
-    def sketch(self) -> TaskSketch:
-        """As a device describes the task."""
+    def _observed(self) -> Evidence:
+        """As a device describes the task, with the features that it keeps."""
         side, (images, labels) = self.side, self.tensors
-        return sketch(
+        return observe(
             side.probe.module,
             shrink_plan(side.probe.plan, side.probe.mask),
             side.base.card.head,
@@ -158,17 +157,16 @@ class Known:
             probe=side.probe_digest,
         )
 
-    def evidence(self, similarity: str) -> Evidence:
-        """The sketch, and what a similarity needs beside it."""
-        needs = SIMILARITIES[similarity].needs
-        scores = self.own("taylor", pictures=SCORING_BATCH)[0] if "scores" in needs else None
-        return Evidence(self.sketch, self._features if "features" in needs else None, scores)
+    @property
+    def sketch(self) -> TaskSketch:
+        """What the device sends."""
+        return self._observed.sketch
 
-    @cached_property
-    def _features(self) -> Features:
-        images, labels = self.tensors
-        vectors = features(self.side.probe.module, self.side.base.card.head, images)
-        return Features(vectors.numpy(), labels.numpy())
+    def evidence(self, similarity: str) -> Evidence:
+        """The sketch and its features, and a first batch's scores where a similarity needs them."""
+        if "scores" not in SIMILARITIES[similarity].needs:
+            return self._observed
+        return replace(self._observed, scores=self.own("taylor", pictures=SCORING_BATCH)[0])
 
     @cached_property
     def started(self) -> nn.Module:

@@ -1,4 +1,4 @@
-"""The option ``--json`` of the operator's commands."""
+"""Options that several commands have."""
 
 from __future__ import annotations
 
@@ -11,6 +11,17 @@ import typer
 from fedsprig.artifacts import require_writable, write_bytes
 
 Json = Annotated[Path | None, typer.Option("--json", help="Write this to a file too.")]
+Model = Annotated[str, typer.Option(help="Base model.")]
+Weights = Annotated[str, typer.Option(help="shipped, imagenet, a .safetensors file, or none.")]
+ImageSize = Annotated[
+    int | None, typer.Option(min=8, help="Side of the pictures that the model gets.")
+]
+Seed = Annotated[int, typer.Option(min=0, help="Of everything that is drawn.")]
+
+
+def weights_of(name: str) -> str | None:
+    """What ``none`` means to those who build a model."""
+    return None if name == "none" else name
 
 
 def check_json(json_file: Path | None) -> None:
